@@ -1,0 +1,210 @@
+//! The wire between the runtime and the guest agent.
+//!
+//! One connection is one call: the host connects to [`PORT`], sends one [`Request`] and receives
+//! one [`Reply`]. Two kinds of call go on after that: `Wait` holds its connection until the
+//! process ends, and `Stream` turns the connection into the raw byte stream once the reply
+//! arrived (half-close is end of file, vsock's credit is the back-pressure).
+//!
+//! When the agent is ready for calls it dials [`READY_PORT`] on the host and sends [`Ready`]; the
+//! runtime grants exactly that port.
+
+use serde::{Deserialize, Serialize};
+
+use crate::container::{CreateContainer, Process};
+
+/// vsock port on which the agent accepts calls.
+pub const PORT: u32 = 1024;
+
+/// vsock port on the host that the agent dials once, when it accepts calls.
+pub const READY_PORT: u32 = 1025;
+
+/// virtio-fs tag of the sandbox's shared directory. What the runtime shares for container `id`
+/// lies in the share's directory `id`.
+pub const SHARE_TAG: &str = "lazaret";
+
+/// What the agent sends on [`READY_PORT`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ready {
+    /// [`crate::VERSION`] of the agent.
+    pub version: u32,
+}
+
+/// Names one process of one container.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct ProcessRef {
+    /// Container id.
+    pub container: String,
+    /// Exec id, or `None` for the container's init process.
+    pub exec: Option<String>,
+}
+
+/// One standard stream of a process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum StdStream {
+    /// Host to guest; the host's half-close closes the process's standard input.
+    Stdin,
+    /// Guest to host.
+    Stdout,
+    /// Guest to host.
+    Stderr,
+    /// Both directions of the process's pty.
+    Terminal,
+}
+
+/// Rows and columns of a terminal, in characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct TerminalSize {
+    /// Height.
+    pub rows: u16,
+    /// Width.
+    pub columns: u16,
+}
+
+/// A call of the runtime.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Asks who is there. Answer: [`Answer::Hello`].
+    Hello {
+        /// [`crate::VERSION`] of the runtime; another one is refused.
+        version: u32,
+    },
+    /// Builds a container up to the point where its process waits before `exec`.
+    /// Answer: [`Answer::Process`].
+    CreateContainer(Box<CreateContainer>),
+    /// Releases the created container's process. Answer: [`Answer::Done`].
+    StartContainer {
+        /// Container id.
+        container: String,
+    },
+    /// Runs a further process in a running container. Answer: [`Answer::Process`].
+    Exec {
+        /// The new process; its `exec` names it and must be unused.
+        process: ProcessRef,
+        /// What to run, and as whom.
+        spec: Box<Process>,
+    },
+    /// Sends a signal. Answer: [`Answer::Done`].
+    Signal {
+        /// The target.
+        process: ProcessRef,
+        /// Linux signal number, 1 to 64.
+        signal: i32,
+        /// Whether every process of the container gets it.
+        all: bool,
+    },
+    /// Waits for the end of a process. Answer: [`Answer::Exited`], as late as it takes; a process
+    /// that has ended stays known until its container, or for an exec its first `Wait`, is done.
+    Wait {
+        /// The process.
+        process: ProcessRef,
+    },
+    /// Attaches to a standard stream, at most once each. Answer: [`Answer::Done`], then raw bytes.
+    Stream {
+        /// The process.
+        process: ProcessRef,
+        /// Which stream.
+        stream: StdStream,
+    },
+    /// Sets the size of a process's terminal. Answer: [`Answer::Done`].
+    Resize {
+        /// The process; it must have a terminal.
+        process: ProcessRef,
+        /// New size.
+        size: TerminalSize,
+    },
+    /// Lists the container's processes by guest pid. Answer: [`Answer::Processes`].
+    ListProcesses {
+        /// Container id.
+        container: String,
+    },
+    /// Freezes the container's cgroup. Answer: [`Answer::Done`] once frozen.
+    Pause {
+        /// Container id.
+        container: String,
+    },
+    /// Thaws the container's cgroup. Answer: [`Answer::Done`] once thawed.
+    Resume {
+        /// Container id.
+        container: String,
+    },
+    /// Kills what is left of the container and forgets it. Answer: [`Answer::Done`].
+    RemoveContainer {
+        /// Container id.
+        container: String,
+    },
+    /// Ends all containers and writes all data back. Answer: [`Answer::Done`], after which the VM
+    /// may be stopped at any moment without loss.
+    Shutdown,
+}
+
+/// What a successful call returns.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The call did what it says.
+    Done,
+    /// To `Hello`.
+    Hello {
+        /// [`crate::VERSION`] of the agent.
+        version: u32,
+        /// Release of the guest's kernel, as `uname -r` prints it.
+        kernel_release: String,
+    },
+    /// A process was made.
+    Process {
+        /// Its pid in the guest's root pid namespace.
+        pid: u32,
+    },
+    /// A process ended.
+    Exited(ExitStatus),
+    /// Pids in the guest's root pid namespace, ascending.
+    Processes(Vec<u32>),
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExitStatus {
+    /// It called `exit` with this code.
+    Exited(u8),
+    /// This signal killed it, 1 to 64.
+    Signaled(u8),
+}
+
+impl ExitStatus {
+    /// The exit code a shell reports: the code itself, or 128 plus the signal.
+    pub fn shell_code(self) -> u8 {
+        match self {
+            Self::Exited(code) => code,
+            Self::Signaled(signal) => 128_u8.saturating_add(signal),
+        }
+    }
+}
+
+/// The end of every call.
+pub type Reply = Result<Answer, Failure>;
+
+/// Why the agent did not do what was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[error("{message}")]
+pub struct Failure {
+    /// What went wrong, for a program.
+    pub kind: FailureKind,
+    /// What went wrong, for a person: one line, lower case, no full stop, naming the object.
+    pub message: String,
+}
+
+/// Classes of failure a caller acts on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailureKind {
+    /// The runtime speaks another version.
+    Version,
+    /// No such container, process or stream.
+    NotFound,
+    /// The id is taken, or the stream is attached already.
+    Exists,
+    /// The container is not in a state that allows this.
+    State,
+    /// The request contradicts itself or asks for what this guest cannot do.
+    Invalid,
+    /// The guest's kernel refused.
+    System,
+}

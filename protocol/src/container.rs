@@ -1,0 +1,264 @@
+//! A container as the agent builds it: what is left of `config.json` once the runtime has
+//! resolved names, defaults and everything that concerns the host.
+//!
+//! Numbers are the kernel's own (mount flags, capability bits, resource numbers), so that the
+//! agent applies them without a table of names.
+
+use serde::{Deserialize, Serialize};
+
+use crate::agent::TerminalSize;
+
+/// Describes a container to [`crate::agent::Request::CreateContainer`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateContainer {
+    /// Container id: 1 to 255 of `[A-Za-z0-9_+.-]`, neither `.` nor `..`.
+    pub id: String,
+    /// Root file system.
+    pub root: Root,
+    /// UTS host name; empty leaves the guest's.
+    pub hostname: String,
+    /// NIS domain name; empty leaves the guest's.
+    pub domainname: String,
+    /// Namespaces the container has of its own; it shares the others with the guest.
+    pub namespaces: Vec<Namespace>,
+    /// User-namespace mapping of user ids.
+    pub uid_mappings: Vec<IdMapping>,
+    /// User-namespace mapping of group ids.
+    pub gid_mappings: Vec<IdMapping>,
+    /// Mounts, in order.
+    pub mounts: Vec<Mount>,
+    /// Device nodes beside the default ones of the runtime-spec.
+    pub devices: Vec<DeviceNode>,
+    /// Paths hidden by an empty read-only directory or `/dev/null`.
+    pub masked_paths: Vec<String>,
+    /// Paths remounted read-only.
+    pub readonly_paths: Vec<String>,
+    /// Kernel parameters, `net.ipv4.ip_forward` style names.
+    pub sysctl: Vec<(String, String)>,
+    /// Control group.
+    pub cgroup: Cgroup,
+    /// The container's init process.
+    pub process: Process,
+}
+
+/// The root file system of a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Root {
+    /// Path in the share, relative to its top.
+    pub share_path: String,
+    /// Whether `/` is mounted read-only.
+    pub readonly: bool,
+    /// Propagation of `/`: one of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE`, with
+    /// `MS_REC` if recursive; 0 leaves it private.
+    pub propagation: u64,
+}
+
+/// A namespace of the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// Its kind.
+    pub kind: NamespaceKind,
+    /// A guest path whose namespace is joined; `None` makes a new one.
+    pub path: Option<String>,
+}
+
+/// Kinds of namespaces (`namespaces(7)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum NamespaceKind {
+    /// Control groups.
+    Cgroup,
+    /// System V IPC and POSIX message queues.
+    Ipc,
+    /// Mount points.
+    Mount,
+    /// Network stack.
+    Network,
+    /// Process ids.
+    Pid,
+    /// Clocks.
+    Time,
+    /// Users and groups.
+    User,
+    /// Host and domain name.
+    Uts,
+}
+
+/// One line of `/proc/pid/uid_map`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IdMapping {
+    /// First id inside the container.
+    pub container_id: u32,
+    /// First id outside.
+    pub host_id: u32,
+    /// How many.
+    pub size: u32,
+}
+
+/// A mount inside the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mount {
+    /// Where it comes from.
+    pub source: MountSource,
+    /// Absolute path in the container; symbolic links in it are resolved inside the root.
+    pub destination: String,
+    /// `MS_*` flags set at the mount (`mount(2)`).
+    pub flags: u64,
+    /// `MOUNT_ATTR_*` set recursively (`mount_setattr(2)`), from options like `rro`.
+    pub recursive_set: u64,
+    /// `MOUNT_ATTR_*` cleared recursively.
+    pub recursive_clear: u64,
+    /// Propagation changes, in order, each as in [`Root::propagation`].
+    pub propagation: Vec<u64>,
+    /// File system specific options, comma-separated.
+    pub data: String,
+    /// Whether a tmpfs starts with a copy of what it covers (`tmpcopyup`).
+    pub copy_up: bool,
+}
+
+/// Where a mount comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum MountSource {
+    /// A bind of a path in the share, relative to its top.
+    Share(String),
+    /// A bind of an absolute path of the guest (`/proc`, `/sys` or `/dev` only).
+    Guest(String),
+    /// A new instance of a file system of the guest's kernel.
+    Filesystem {
+        /// `proc`, `tmpfs`, `cgroup2`, …
+        fs_type: String,
+        /// First argument of `mount(2)`, shown in `/proc/mounts`.
+        source: String,
+    },
+}
+
+/// A device node in the container's `/dev`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceNode {
+    /// Absolute path in the container.
+    pub path: String,
+    /// Character, block or fifo.
+    pub kind: DeviceKind,
+    /// Major number; unused for a fifo.
+    pub major: u32,
+    /// Minor number; unused for a fifo.
+    pub minor: u32,
+    /// Permission bits, 0 to 0o7777.
+    pub mode: u32,
+    /// Owner inside the container.
+    pub uid: u32,
+    /// Group inside the container.
+    pub gid: u32,
+}
+
+/// Kinds of device nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DeviceKind {
+    /// Character device.
+    Character,
+    /// Block device.
+    Block,
+    /// Named pipe.
+    Fifo,
+}
+
+/// Control group of a container, cgroup v2.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cgroup {
+    /// Files of the container's cgroup and what is written to each, in order
+    /// (`memory.max`, `pids.max`, …).
+    pub files: Vec<(String, String)>,
+    /// Device access rules in order, the last match wins; empty allows everything.
+    pub device_rules: Vec<DeviceRule>,
+}
+
+/// One rule on access to devices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRule {
+    /// Allow or deny.
+    pub allow: bool,
+    /// Kind; `None` matches character and block devices.
+    pub kind: Option<DeviceKind>,
+    /// Major number; `None` matches all.
+    pub major: Option<u32>,
+    /// Minor number; `None` matches all.
+    pub minor: Option<u32>,
+    /// Whether it concerns reading.
+    pub read: bool,
+    /// Whether it concerns writing.
+    pub write: bool,
+    /// Whether it concerns `mknod`.
+    pub mknod: bool,
+}
+
+/// A process to run in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Process {
+    /// Program and arguments, at least one.
+    pub args: Vec<String>,
+    /// `NAME=value` strings.
+    pub env: Vec<String>,
+    /// Absolute path in the container.
+    pub cwd: String,
+    /// Size of the pty it gets, or `None` for pipes.
+    pub terminal: Option<TerminalSize>,
+    /// What standard input, output and error are when there is no terminal.
+    pub stdio: [Stdio; 3],
+    /// Users and groups.
+    pub user: User,
+    /// Capability sets; `None` leaves them.
+    pub capabilities: Option<Capabilities>,
+    /// Resource limits.
+    pub rlimits: Vec<Rlimit>,
+    /// `PR_SET_NO_NEW_PRIVS`.
+    pub no_new_privileges: bool,
+    /// `/proc/self/oom_score_adj`, -1000 to 1000.
+    pub oom_score_adj: Option<i32>,
+}
+
+/// What a standard stream is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Stdio {
+    /// The guest's `/dev/null`.
+    Null,
+    /// A pipe, to be attached to with [`crate::agent::Request::Stream`].
+    Pipe,
+}
+
+/// User and groups of a process, as the container's user namespace numbers them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct User {
+    /// User id.
+    pub uid: u32,
+    /// Group id.
+    pub gid: u32,
+    /// File mode creation mask; `None` is 0o022.
+    pub umask: Option<u32>,
+    /// Supplementary groups.
+    pub additional_gids: Vec<u32>,
+}
+
+/// The five capability sets, bit `n` for capability number `n` (`capabilities(7)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Capabilities {
+    /// Bounding set.
+    pub bounding: u64,
+    /// Effective set.
+    pub effective: u64,
+    /// Inheritable set.
+    pub inheritable: u64,
+    /// Permitted set.
+    pub permitted: u64,
+    /// Ambient set.
+    pub ambient: u64,
+}
+
+/// One resource limit (`setrlimit(2)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rlimit {
+    /// `RLIMIT_*` number.
+    pub resource: u32,
+    /// Soft limit; `u64::MAX` is infinity.
+    pub soft: u64,
+    /// Hard limit; `u64::MAX` is infinity.
+    pub hard: u64,
+}
