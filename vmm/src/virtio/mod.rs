@@ -3,4 +3,6 @@
 
 pub mod device;
 pub mod interrupt;
+#[cfg(test)]
+pub mod mock;
 pub mod worker;
