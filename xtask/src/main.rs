@@ -1,2 +1,36 @@
-//! Not built yet.
-fn main() {}
+//! The development tasks of Lazaret: `cargo xtask --help`.
+//!
+//! Each task is a module of the same name. The program is also the first process of the emulated
+//! host it starts.
+
+mod cache;
+mod emu;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// The development tasks of Lazaret.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Run a command in the emulated host: an emulated machine with working KVM that sees this
+    /// machine's files.
+    Emu(emu::Options),
+}
+
+fn main() -> Result<ExitCode> {
+    if emulated_host::is_guest() {
+        emulated_host::guest::run();
+    }
+    match Cli::parse().task {
+        Task::Emu(options) => emu::run(options),
+    }
+}

@@ -1,0 +1,75 @@
+//! `cargo xtask emu`: a command in the emulated host.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use emulated_host::{Command, Host, Mode, Qemu, Streams};
+
+use crate::cache;
+
+/// Options of the task.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Count instructions as time (2 ns each) on one CPU: figures repeat. For benchmarks.
+    #[arg(long)]
+    icount: bool,
+    /// Memory of the host in MiB.
+    #[arg(long, default_value_t = 3072)]
+    memory: u32,
+    /// CPUs of the host.
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// Seconds after which the command is killed.
+    #[arg(long)]
+    timeout: Option<u64>,
+    /// A directory the command may really write to (all else is thrown away); can be repeated.
+    #[arg(long)]
+    writable: Vec<PathBuf>,
+    /// Write the messages of the host's kernel to this file.
+    #[arg(long)]
+    kernel_log: Option<PathBuf>,
+    /// The command and its arguments.
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    command: Vec<OsString>,
+}
+
+/// Runs the command; its exit code is the answer.
+///
+/// # Errors
+/// If the host does not come up or the command cannot be started.
+pub(crate) fn run(options: Options) -> Result<ExitCode> {
+    let host = Host {
+        kernel: cache::root()?.join("kernels/host-first/vmlinux"),
+        qemu: qemu()?,
+        mode: if options.icount {
+            Mode::Counted
+        } else {
+            Mode::Functional
+        },
+        memory_mib: options.memory,
+        cpus: options.cpus,
+        timeout: options.timeout.map(Duration::from_secs),
+        writable: options.writable,
+        first_process: std::env::current_exe().context("finding this program")?,
+    };
+    let outcome = host.run(&Command::new(options.command)?, Streams::inherited()?)?;
+    if let Some(path) = options.kernel_log {
+        std::fs::write(&path, outcome.kernel_log)
+            .with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(ExitCode::from(outcome.status))
+}
+
+fn qemu() -> Result<Qemu> {
+    let installed = Qemu::installed();
+    if installed.check().is_ok() {
+        return Ok(installed);
+    }
+    let unpacked = Qemu::unpacked(&cache::root()?.join("qemu/root"));
+    unpacked.check()?;
+    Ok(unpacked)
+}
