@@ -8,7 +8,6 @@ mod emu;
 
 use std::process::ExitCode;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 /// The development tasks of Lazaret.
@@ -26,11 +25,15 @@ enum Task {
     Emu(emu::Options),
 }
 
-fn main() -> Result<ExitCode> {
+fn main() -> ExitCode {
     if emulated_host::is_guest() {
         emulated_host::guest::run();
     }
-    match Cli::parse().task {
+    let result = match Cli::parse().task {
         Task::Emu(options) => emu::run(options),
-    }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }

@@ -211,6 +211,9 @@ impl Host {
                 let _ = hang_up.shutdown(Shutdown::Both);
             }
         };
+        // QEMU drops what it has not read yet once a socket is closed, but not when it is only shut
+        // down: this keeps the socket open to the end.
+        let _stdin_end = ends.stdin.try_clone()?;
         Relay::start(streams.stdin, file(ends.stdin), |port, _| {
             // If QEMU is gone there is nobody to tell.
             let _ = rustix::net::shutdown(&port, rustix::net::Shutdown::Write);

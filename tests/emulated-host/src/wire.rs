@@ -3,7 +3,7 @@
 //! The control port carries one JSON object per line. The guest speaks first ([`Report::Ready`]),
 //! which the launcher must wait for before it feeds or closes any port: see `guest::ports`.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, ErrorKind, Write};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::{ffi::OsString, path::PathBuf};
 
@@ -105,11 +105,14 @@ pub(crate) fn send(to: &mut impl Write, message: &impl Serialize) -> Result<()> 
 /// Receives one line; `None` at the end of the stream.
 ///
 /// # Errors
-/// If the line is not what it should be.
+/// If the line is not what it should be, or the stream's read timeout is over.
 pub(crate) fn receive<T: DeserializeOwned>(from: &mut impl BufRead) -> Result<Option<T>> {
     let mut line = Vec::new();
-    from.read_until(b'\n', &mut line)
-        .context("reading from the control port")?;
+    match from.read_until(b'\n', &mut line) {
+        Ok(_) => {}
+        Err(error) if error.kind() == ErrorKind::WouldBlock => bail!("time is over"),
+        Err(error) => return Err(error).context("reading from the control port"),
+    }
     if line.is_empty() {
         return Ok(None);
     }
