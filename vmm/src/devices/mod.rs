@@ -4,13 +4,21 @@
 //!
 //! Each folder offers `from_config`; [`from_config`] here is the one place that knows them all.
 
+pub mod vsock;
+
 use lazaret_protocol::vm::DeviceConfig;
 
-use crate::{fds::Fds, virtio::device::VirtioDevice};
+use crate::{
+    fds::{FdError, Fds},
+    virtio::device::VirtioDevice,
+};
 
 /// Why a device could not be made from its configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum DeviceError {
+    /// A descriptor that the configuration names is not to be had.
+    #[error("descriptor of a device")]
+    Descriptor(#[from] FdError),
     /// This VMM was built without the device.
     #[error("this VMM has no such device: {config}")]
     Unsupported {
@@ -27,8 +35,10 @@ pub fn from_config(
     config: &DeviceConfig,
     fds: &mut Fds,
 ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
-    let _ = fds;
-    Err(DeviceError::Unsupported {
-        config: format!("{config:?}"),
-    })
+    match config {
+        DeviceConfig::Vsock(config) => Ok(Box::new(vsock::Vsock::from_config(config, fds)?)),
+        other => Err(DeviceError::Unsupported {
+            config: format!("{other:?}"),
+        }),
+    }
 }
