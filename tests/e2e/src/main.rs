@@ -1,2 +1,50 @@
-//! Not built yet.
-fn main() {}
+//! `lazaret-e2e`: end-to-end cases that run against `runc`, `crun` or `lazaret`.
+//!
+//! The same static binary is three programs: the suite (what a person or `cargo xtask test`
+//! calls), `case` (one case in its own namespaces, started by the suite) and `probe` (the guest
+//! side of a case, hard-linked into the container). It must know the runtimes only through their
+//! command line: it links no other crate of the project.
+
+#![deny(unsafe_code)]
+
+mod bundle;
+mod case;
+mod cases;
+mod console;
+mod dialogue;
+mod host;
+mod invocation;
+mod isolation;
+mod leaks;
+mod probe;
+mod runtime;
+mod suite;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().collect();
+    if let [_, mode, rest @ ..] = arguments.as_slice()
+        && mode == "probe"
+    {
+        return probe::main(rest);
+    }
+    match dispatch(&arguments) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("lazaret-e2e: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn dispatch(arguments: &[String]) -> Result<ExitCode> {
+    if let [_, mode, request] = arguments
+        && mode == "case"
+    {
+        return isolation::main(request);
+    }
+    suite::Options::parse_from(arguments).run()
+}

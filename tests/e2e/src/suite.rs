@@ -1,0 +1,353 @@
+//! The suite: chooses cases, runs each in its own process, and reports.
+
+use std::{
+    collections::VecDeque,
+    fs,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::{Command, ExitCode, Stdio},
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sched::CloneFlags;
+use rustix::{
+    fs::MemfdFlags,
+    mount::{MountFlags, MountPropagationFlags, mount, mount_change},
+    process::{Pid, Signal, kill_process},
+};
+use serde::Serialize;
+
+use crate::{
+    case::Case,
+    cases,
+    invocation::ends_within,
+    isolation::{Request, Verdict},
+    runtime::Kind,
+};
+
+/// Time beyond a case's own deadline that its process gets to clean up.
+const CLEANUP: Duration = Duration::from_secs(60);
+
+/// Runs end-to-end cases against OCI runtimes.
+#[derive(Debug, clap::Parser)]
+#[command(name = "lazaret-e2e", version)]
+pub(crate) struct Options {
+    /// Runtime to test; may be repeated. Without it: runc, which proves the case, then lazaret.
+    #[arg(long = "runtime", value_enum)]
+    runtimes: Vec<Kind>,
+    /// Only cases whose `topic::name` contains this; may be repeated.
+    #[arg(long = "filter")]
+    filters: Vec<String>,
+    /// Also cases that cost minutes, and full sizes in the others.
+    #[arg(long)]
+    full: bool,
+    /// Cases that run at the same time.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
+    jobs: u8,
+    /// Print the cases and what they need instead of running them.
+    #[arg(long)]
+    list: bool,
+    /// Write the results as JSON to this file as well.
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// Directory on which a tmpfs for bundles is mounted, invisible to others. Not in /tmp or /run,
+    /// which every case has of its own.
+    #[arg(long, default_value = "/var/tmp/lazaret-e2e")]
+    scratch: PathBuf,
+}
+
+/// One case under one runtime.
+#[derive(Clone)]
+struct Job {
+    number: usize,
+    name: String,
+    case: &'static Case,
+    kind: Kind,
+    program: PathBuf,
+}
+
+/// How a job ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped,
+}
+
+/// A line of the report.
+#[derive(Debug, Serialize)]
+struct Record {
+    runtime: Kind,
+    case: String,
+    outcome: Outcome,
+    reason: String,
+    seconds: f64,
+}
+
+impl Options {
+    /// Parses the command line; wrong ones end the program.
+    pub(crate) fn parse_from(arguments: &[String]) -> Self {
+        <Self as clap::Parser>::parse_from(arguments)
+    }
+
+    /// Runs what was asked for. The exit code is 1 when a case failed.
+    pub(crate) fn run(&self) -> Result<ExitCode> {
+        // Paths of programs are asked for before the mount namespace changes: in a chroot,
+        // /proc/self/exe has another name afterwards.
+        let own = std::env::current_exe().context("cannot find this program")?;
+        let jobs = self.jobs()?;
+        if self.list {
+            for job in &jobs {
+                println!(
+                    "{:<8} {} {}",
+                    job.kind.name(),
+                    job.name,
+                    self.skip_reason(job).unwrap_or_default()
+                );
+            }
+            return Ok(ExitCode::SUCCESS);
+        }
+        ensure!(!jobs.is_empty(), "no case matches");
+        ensure!(rustix::process::geteuid().is_root(), "must run as root");
+        self.prepare(&own)
+            .context("cannot prepare the scratch directory")?;
+        let started = Instant::now();
+        let records = self.run_jobs(jobs)?;
+        self.report(&records, started.elapsed())
+    }
+
+    fn jobs(&self) -> Result<Vec<Job>> {
+        let both = [Kind::Runc, Kind::Lazaret];
+        let kinds: &[Kind] = if self.runtimes.is_empty() {
+            &both
+        } else {
+            &self.runtimes
+        };
+        let chosen = |name: &str| {
+            self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter))
+        };
+        cases::all()
+            .filter(|(name, _)| chosen(name))
+            .flat_map(|(name, case)| kinds.iter().map(move |&kind| (name.clone(), case, kind)))
+            .enumerate()
+            .map(|(number, (name, case, kind))| {
+                let program = if self.list {
+                    PathBuf::new()
+                } else {
+                    kind.program()?
+                };
+                Ok(Job {
+                    number,
+                    name,
+                    case,
+                    kind,
+                    program,
+                })
+            })
+            .collect()
+    }
+
+    fn skip_reason(&self, job: &Job) -> Option<String> {
+        if !job.case.kinds.contains(&job.kind) {
+            return Some(job.case.reason.to_owned());
+        }
+        (job.case.full && !self.full).then(|| "only with --full".to_owned())
+    }
+
+    /// A tmpfs of our own, with the suite's binary in it so that bundles can link to it.
+    fn prepare(&self, own: &Path) -> Result<()> {
+        nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("unshare")?;
+        mount_change(
+            "/",
+            MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
+        )
+        .context("make / private")?;
+        fs::create_dir_all(&self.scratch).context("mkdir")?;
+        mount(
+            "tmpfs",
+            &self.scratch,
+            "tmpfs",
+            MountFlags::empty(),
+            c"mode=755",
+        )
+        .context("mount")?;
+        fs::copy(own, self.probe()).with_context(|| format!("cannot copy {}", own.display()))?;
+        Ok(())
+    }
+
+    fn probe(&self) -> PathBuf {
+        self.scratch.join("probe")
+    }
+
+    fn run_jobs(&self, jobs: Vec<Job>) -> Result<Vec<Record>> {
+        let (alone, beside): (Vec<Job>, Vec<Job>) =
+            jobs.into_iter().partition(|job| job.case.alone);
+        let records = Mutex::new(Vec::new());
+        self.drain(beside, self.jobs, &records)?;
+        self.drain(alone, 1, &records)?;
+        Ok(records
+            .into_inner()
+            .unwrap_or_else(std::sync::PoisonError::into_inner))
+    }
+
+    fn drain(&self, jobs: Vec<Job>, workers: u8, records: &Mutex<Vec<Record>>) -> Result<()> {
+        let queue = Mutex::new(VecDeque::from(jobs));
+        let next = || queue.lock().ok().and_then(|mut queue| queue.pop_front());
+        std::thread::scope(|scope| {
+            let workers: Vec<_> = (0..workers)
+                .map(|_| {
+                    scope.spawn(|| {
+                        while let Some(job) = next() {
+                            let record = self.run_job(&job)?;
+                            print_record(&record);
+                            if let Ok(mut records) = records.lock() {
+                                records.push(record);
+                            }
+                        }
+                        anyhow::Ok(())
+                    })
+                })
+                .collect();
+            for worker in workers {
+                match worker.join() {
+                    Ok(outcome) => outcome?,
+                    Err(_) => bail!("a worker of the suite panicked"),
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn run_job(&self, job: &Job) -> Result<Record> {
+        let started = Instant::now();
+        let (outcome, reason) = match self.skip_reason(job) {
+            Some(reason) => (Outcome::Skipped, reason),
+            None => match self.verdict(job) {
+                Ok(Verdict {
+                    failure: None,
+                    leaks,
+                }) if leaks.is_empty() => (Outcome::Passed, String::new()),
+                Ok(Verdict {
+                    failure: None,
+                    leaks,
+                }) => (
+                    Outcome::Failed,
+                    format!("left behind: {}", leaks.join(", ")),
+                ),
+                Ok(Verdict {
+                    failure: Some(failure),
+                    ..
+                }) => (Outcome::Failed, failure),
+                Err(error) => (Outcome::Failed, format!("{error:#}")),
+            },
+        };
+        let seconds = started.elapsed().as_secs_f64();
+        Ok(Record {
+            runtime: job.kind,
+            case: job.name.clone(),
+            outcome,
+            reason,
+            seconds,
+        })
+    }
+
+    /// Runs a job in its own process.
+    fn verdict(&self, job: &Job) -> Result<Verdict> {
+        let directory = self.scratch.join(format!("c{}", job.number));
+        fs::create_dir(&directory)?;
+        let request = Request {
+            case: job.name.clone(),
+            kind: job.kind,
+            program: job.program.clone(),
+            directory: directory.clone(),
+            probe: self.probe(),
+            tag: format!("e2e-{}-{}-", std::process::id(), job.number),
+            full: self.full,
+        };
+        let limit = Duration::from_secs(job.case.timeout_s) + CLEANUP;
+        let verdict = ask(&request, limit);
+        fs::remove_dir_all(&directory)
+            .with_context(|| format!("cannot remove {}", directory.display()))?;
+        verdict
+    }
+
+    fn report(&self, records: &[Record], elapsed: Duration) -> Result<ExitCode> {
+        if let Some(path) = &self.json {
+            fs::write(path, serde_json::to_vec_pretty(records)?)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        let count = |outcome| {
+            records
+                .iter()
+                .filter(|record| record.outcome == outcome)
+                .count()
+        };
+        println!("\nin {:.0} s", elapsed.as_secs_f64());
+        for record in records
+            .iter()
+            .filter(|record| record.outcome == Outcome::Failed)
+        {
+            println!(
+                "failed: {} {}: {}",
+                record.runtime.name(),
+                record.case,
+                record.reason
+            );
+        }
+        let failed = count(Outcome::Failed);
+        println!(
+            "{} passed, {failed} failed, {} skipped",
+            count(Outcome::Passed),
+            count(Outcome::Skipped)
+        );
+        Ok(ExitCode::from(u8::from(failed > 0)))
+    }
+}
+
+fn ask(request: &Request, limit: Duration) -> Result<Verdict> {
+    let mut answer = fs::File::from(rustix::fs::memfd_create("verdict", MemfdFlags::CLOEXEC)?);
+    let mut child = Command::new(&request.probe)
+        .arg("case")
+        .arg(serde_json::to_string(request)?)
+        .current_dir(Path::new("/"))
+        .stdin(Stdio::null())
+        .stdout(OwnedFd::from(answer.try_clone()?))
+        .spawn()
+        .context("cannot start the case's process")?;
+    let pid = Pid::from_child(&child);
+    if !ends_within(pid, limit)? {
+        kill_process(pid, Signal::KILL).ok();
+    }
+    let status = child.wait()?;
+    let mut text = String::new();
+    answer.seek(SeekFrom::Start(0))?;
+    answer.read_to_string(&mut text)?;
+    serde_json::from_str(text.lines().last().unwrap_or_default())
+        .with_context(|| format!("the case's process gave no verdict and ended with {status}"))
+}
+
+fn print_record(record: &Record) {
+    let word = match record.outcome {
+        Outcome::Passed => "ok",
+        Outcome::Failed => "FAILED",
+        Outcome::Skipped => "skipped",
+    };
+    let mut line = format!(
+        "{word:<8}{:<8}{:<40}{:>7.1} s",
+        record.runtime.name(),
+        record.case,
+        record.seconds
+    );
+    if !record.reason.is_empty() {
+        line += &format!("  {}", record.reason);
+    }
+    let mut out = std::io::stdout().lock();
+    // One write: lines of different workers must not mix.
+    out.write_all(format!("{line}\n").as_bytes())
+        .and_then(|()| out.flush())
+        .ok();
+}
