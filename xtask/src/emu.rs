@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use emulated_host::{Command, Host, Mode, Qemu, Streams};
+use emulated_host::{Command, Host, Mode, Streams};
 
-use crate::cache;
+use crate::{cache, emulator};
 
 /// Options of the task.
 #[derive(Debug, Args)]
@@ -44,7 +44,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let host = Host {
         kernel: cache::root()?.join("kernels/host-first/vmlinux"),
-        qemu: qemu()?,
+        qemu: emulator::find()?,
         mode: if options.icount {
             Mode::Counted
         } else {
@@ -62,14 +62,4 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
             .with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(ExitCode::from(outcome.status))
-}
-
-fn qemu() -> Result<Qemu> {
-    let installed = Qemu::installed();
-    if installed.check().is_ok() {
-        return Ok(installed);
-    }
-    let unpacked = Qemu::unpacked(&cache::root()?.join("qemu/root"));
-    unpacked.check()?;
-    Ok(unpacked)
 }

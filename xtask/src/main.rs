@@ -5,6 +5,11 @@
 
 mod cache;
 mod emu;
+mod emulator;
+mod kernel;
+mod packages;
+mod process;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -23,6 +28,8 @@ enum Task {
     /// Run a command in the emulated host: an emulated machine with working KVM that sees this
     /// machine's files.
     Emu(emu::Options),
+    /// Build the guest's kernel (and with --host the emulated host's) into the cache.
+    Kernel(kernel::Options),
 }
 
 fn main() -> ExitCode {
@@ -31,6 +38,7 @@ fn main() -> ExitCode {
     }
     let result = match Cli::parse().task {
         Task::Emu(options) => emu::run(options),
+        Task::Kernel(options) => kernel::run(&options).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -1,0 +1,133 @@
+//! `cargo xtask kernel`: the guest's kernel and the emulated host's, built once and cached.
+//!
+//! A kernel is `allnoconfig` plus the fragments of its folder, without modules. The cache key
+//! covers the fragments, the sources' version and the tools' versions.
+
+mod build;
+mod config;
+mod source;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+
+use crate::{cache, packages, process, workspace};
+use source::Source;
+
+/// Bumped when the way a kernel is built changes what comes out.
+const RECIPE: u32 = 1;
+
+/// Packages without which no kernel can be built.
+const PACKAGES: [&str; 8] = [
+    "bc",
+    "bison",
+    "binutils",
+    "flex",
+    "gcc",
+    "libelf-dev",
+    "make",
+    "xz-utils",
+];
+
+/// Which kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kernel {
+    /// Of every microVM.
+    Guest,
+    /// Of the emulated host.
+    Host,
+}
+
+impl Kernel {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Guest => "guest",
+            Self::Host => "emulated-host",
+        }
+    }
+
+    /// Folder of its fragments.
+    fn fragments(self) -> PathBuf {
+        workspace::root().join(match self {
+            Self::Guest => "guest-kernel/fragments",
+            Self::Host => "tests/emulated-host/kernel",
+        })
+    }
+
+    /// How many steps its build reports, for the progress bar; a little off does no harm.
+    fn steps(self) -> u64 {
+        match self {
+            Self::Guest => 1500,
+            Self::Host => 2000,
+        }
+    }
+}
+
+/// Options of the task.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Kernel sources, 6.12 or newer: a tree or a tarball. Without it Debian's package
+    /// linux-source-6.12 is installed and used.
+    #[arg(long, env = "LAZARET_KERNEL_SOURCE")]
+    source: Option<PathBuf>,
+    /// Build the emulated host's kernel as well.
+    #[arg(long)]
+    host: bool,
+}
+
+/// Builds what is missing and prints where it is.
+///
+/// # Errors
+/// If a kernel cannot be built.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    println!("{}", find(Kernel::Guest, options.source.clone())?.display());
+    if options.host {
+        println!("{}", find(Kernel::Host, options.source.clone())?.display());
+    }
+    Ok(())
+}
+
+/// The kernel's stripped `vmlinux`, built if it is not in the cache. Sources are those of
+/// `LAZARET_KERNEL_SOURCE`, or Debian's.
+///
+/// # Errors
+/// If it cannot be built.
+pub(crate) fn find_default(kernel: Kernel) -> Result<PathBuf> {
+    find(
+        kernel,
+        std::env::var_os("LAZARET_KERNEL_SOURCE").map(PathBuf::from),
+    )
+}
+
+fn find(kernel: Kernel, source: Option<PathBuf>) -> Result<PathBuf> {
+    packages::ensure(&PACKAGES, "to build kernels")?;
+    let source = Source::find(source)?;
+    let fragments = config::read(&kernel.fragments())?;
+    let key = cache::key([
+        fragments.as_bytes(),
+        source.identity().as_bytes(),
+        tool_version("gcc")?.as_bytes(),
+        tool_version("ld")?.as_bytes(),
+        &RECIPE.to_le_bytes(),
+    ]);
+    let name = format!("{}-{key}", kernel.name());
+    let entry = cache::entry("kernels", &name, |product| {
+        build::Build {
+            name: kernel.name(),
+            key: &key,
+            steps: kernel.steps(),
+            fragments: &fragments,
+            source: &source,
+        }
+        .run(product)
+        .with_context(|| format!("building the {} kernel", kernel.name()))
+    })?;
+    Ok(entry.join("vmlinux"))
+}
+
+/// First line of a tool's `--version`.
+fn tool_version(tool: &str) -> Result<String> {
+    let text = process::output(std::process::Command::new(tool).arg("--version"))?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}

@@ -1,0 +1,15 @@
+//! Where things lie in the checkout.
+
+use std::path::{Path, PathBuf};
+
+/// The checkout's root.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("the package lies in a folder of the workspace")
+}
+
+/// Where build products go: `target/lazaret`.
+pub(crate) fn products() -> PathBuf {
+    root().join("target/lazaret")
+}
