@@ -4,6 +4,13 @@
 //! or images, and opens no path: whatever a VM may touch arrives as a descriptor with the
 //! [`lazaret_protocol::vm::Launch`] frame.
 
+pub mod boot;
+pub mod bus;
+pub mod control;
 pub mod devices;
 pub mod fds;
+pub mod launch;
+pub mod vcpu;
 pub mod virtio;
+pub mod vm;
+pub mod wire;

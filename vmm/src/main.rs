@@ -1,2 +1,117 @@
-//! Not built yet.
-fn main() {}
+//! `lazaret-vmm --launch-fd N`: runs one VM and exits with the reason of its end.
+//!
+//! The runtime starts it with a socket, sends the launch, and gets the answer there; everything
+//! after that is [`lazaret_vmm`]'s.
+
+use std::{
+    os::{
+        fd::{BorrowedFd, FromRawFd, RawFd},
+        unix::net::{UnixListener, UnixStream},
+    },
+    process::ExitCode,
+};
+
+use anyhow::{Context, bail};
+use lazaret_protocol::vm::ExitReason;
+use lazaret_vmm::{
+    control::Server,
+    launch::{self, LaunchError, Received},
+};
+use tracing_subscriber::EnvFilter;
+
+const USAGE: &str = "\
+Usage: lazaret-vmm --launch-fd N
+       lazaret-vmm --help | --version
+
+Runs one virtual machine. Started by `lazaret`; not meant to be started by hand.
+
+Options:
+  --launch-fd N  descriptor of the Unix stream socket on which the launch arrives
+  --help         print this
+  --version      print the version
+
+Environment:
+  LAZARET_LOG    filter for the log on standard error, such as `debug` (default: warn)
+
+Exit codes: 0 shut down on request, 1 error, 3 the guest reset itself, 4 the guest panicked";
+
+/// First descriptor after the standard streams.
+const FIRST_FD: RawFd = 3;
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let (first, second, third) = (args.next(), args.next(), args.next());
+    match (first.as_deref(), second.as_deref(), third) {
+        (Some("--help"), None, None) => println!("{USAGE}"),
+        (Some("--version"), None, None) => println!("lazaret-vmm {}", env!("CARGO_PKG_VERSION")),
+        (Some("--launch-fd"), Some(fd), None) => run(fd),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(ExitReason::Error.code());
+        }
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs the VM, then ends the process at once: what the kernel frees anyway is not freed twice.
+fn run(fd: &str) {
+    let filter = EnvFilter::try_from_env("LAZARET_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+    let reason = match launch_socket(fd).and_then(serve) {
+        Ok(reason) => reason,
+        Err(error) => {
+            eprintln!("lazaret-vmm: {error:#}");
+            ExitReason::Error
+        }
+    };
+    std::process::exit(reason.code().into());
+}
+
+fn launch_socket(argument: &str) -> anyhow::Result<UnixStream> {
+    let number: RawFd = argument
+        .parse()
+        .ok()
+        .filter(|number| *number >= FIRST_FD)
+        .with_context(|| format!("--launch-fd: `{argument}` is no descriptor number from 3"))?;
+    // SAFETY: the borrow ends with the next statement, and that only asks whether it is open.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    rustix::io::fcntl_setfd(borrowed, rustix::io::FdFlags::CLOEXEC)
+        .with_context(|| format!("--launch-fd: descriptor {number}"))?;
+    // SAFETY: the descriptor is open, and the caller hands it over by naming it; nothing else in
+    // this process, which has opened nothing yet, uses that number.
+    Ok(unsafe { UnixStream::from_raw_fd(number) })
+}
+
+fn serve(socket: UnixStream) -> anyhow::Result<ExitReason> {
+    let mut server = match start(&socket) {
+        Ok(server) => server,
+        Err(error) => {
+            let line = launch::one_line(&error);
+            // The runtime may be gone; the line is on standard error too.
+            let _ = launch::answer(&socket, &Err(line.clone()));
+            bail!("{line}");
+        }
+    };
+    // If the runtime is gone, the server notices at once.
+    let _ = launch::answer(&socket, &Ok(()));
+    Ok(server.run())
+}
+
+/// From the launch to running vCPUs.
+fn start(socket: &UnixStream) -> Result<Server, LaunchError> {
+    let Received { config, mut fds } = launch::receive(socket)?;
+    let listener = config
+        .control
+        .map(|fd| fds.take("control", fd))
+        .transpose()?
+        .map(UnixListener::from);
+    let vm = launch::build(&config, &mut fds)?;
+    let socket = socket.try_clone().map_err(LaunchError::Control)?;
+    let mut server = Server::new(vm, socket, listener).map_err(LaunchError::Control)?;
+    server.vm_mut().resume().map_err(LaunchError::Start)?;
+    tracing::info!(sandbox = config.name, "VM runs");
+    Ok(server)
+}

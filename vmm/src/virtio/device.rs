@@ -117,6 +117,11 @@ pub trait VirtioDevice: Send {
     /// When the bytes are malformed or do not fit.
     fn restore(&mut self, state: &[u8]) -> Result<(), RestoreError>;
 
+    /// The newest of what the guest printed, for a device that keeps it.
+    fn output(&self) -> Option<Vec<u8>> {
+        None
+    }
+
     /// Calls `report` with each counter's name and value.
     fn counters(&self, _report: &mut dyn FnMut(&'static str, u64)) {}
 }

@@ -16,6 +16,7 @@ const CONFIGURATION_CHANGE: u32 = 2;
 #[derive(Debug)]
 pub struct Interrupt {
     status: AtomicU32,
+    generation: AtomicU32,
     needs_reset: AtomicBool,
     irq: Arc<EventFd>,
 }
@@ -25,6 +26,7 @@ impl Interrupt {
     pub fn new(irq: Arc<EventFd>) -> Self {
         Self {
             status: AtomicU32::new(0),
+            generation: AtomicU32::new(0),
             needs_reset: AtomicBool::new(false),
             irq,
         }
@@ -37,6 +39,7 @@ impl Interrupt {
 
     /// Tells the driver that the configuration space changed.
     pub fn signal_config(&self) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
         self.raise(CONFIGURATION_CHANGE);
     }
 
@@ -57,6 +60,11 @@ impl Interrupt {
         self.status.load(Ordering::Acquire)
     }
 
+    /// The `ConfigGeneration` register: differs after each [`signal_config`](Self::signal_config).
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Acquire)
+    }
+
     /// A write to the `InterruptACK` register.
     pub fn acknowledge(&self, bits: u32) {
         self.status.fetch_and(!bits, Ordering::AcqRel);
@@ -66,6 +74,16 @@ impl Interrupt {
     pub fn clear(&self) {
         self.needs_reset.store(false, Ordering::Release);
         self.status.store(0, Ordering::Release);
+    }
+
+    /// Takes over a saved state. An interrupt that was pending is raised again: the driver
+    /// tolerates one too many, but not one too few.
+    pub fn restore(&self, status: u32, generation: u32, needs_reset: bool) {
+        self.generation.store(generation, Ordering::Release);
+        self.needs_reset.store(needs_reset, Ordering::Release);
+        if status != 0 {
+            self.raise(status);
+        }
     }
 
     fn raise(&self, bit: u32) {
