@@ -46,6 +46,7 @@ pub(super) struct Counters {
     bytes_to_host: AtomicU64,
     resets: AtomicU64,
     credit_stalls: AtomicU64,
+    wake_ups: AtomicU64,
 }
 
 impl Counters {
@@ -67,6 +68,10 @@ impl Counters {
 
     pub(super) fn reset_sent(&self) {
         self.resets.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn woken_up(&self) {
+        self.wake_ups.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(super) fn credit_stalled(&self) {
@@ -256,5 +261,6 @@ impl VirtioDevice for Vsock {
         report("bytes_to_host", load(&self.counters.bytes_to_host));
         report("resets", load(&self.counters.resets));
         report("credit_stalls", load(&self.counters.credit_stalls));
+        report("wake_ups", load(&self.counters.wake_ups));
     }
 }

@@ -7,7 +7,7 @@
 use virtio_queue::{DescriptorChain, desc::split::Descriptor};
 use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap};
 
-use super::socket::GuestSlices;
+use super::{QUEUE_SIZES, socket::GuestSlices};
 
 /// Size of `struct virtio_vsock_hdr`, in bytes.
 pub(super) const HEADER_BYTES: usize = 44;
@@ -33,9 +33,9 @@ pub(super) mod op {
     pub(crate) const CREDIT_REQUEST: u16 = 7;
 }
 
-/// Longest chain that is read, in descriptors: more than the largest queue has, so that only an
-/// indirect table could exceed it, and as many slices as one system call takes (`UIO_MAXIOV`).
-const DESCRIPTORS_MAX: usize = 1024;
+/// Longest chain that is read, in descriptors: as many as the largest queue has. A chain is no
+/// longer than its queue, even in an indirect table (virtio 1.3 §2.7.5.3.1).
+const DESCRIPTORS_MAX: usize = QUEUE_SIZES[1] as usize;
 
 /// A chain that no conforming driver makes. The ring cannot be trusted after it.
 #[derive(Debug, thiserror::Error)]
@@ -220,6 +220,8 @@ pub(super) fn read<'m>(
         };
         (address, left) = (descriptor.addr(), descriptor.len() as usize);
     }
+    // Nothing more is wanted of the chain, but one without an end breaks the ring all the same.
+    while walk.next()?.is_some() {}
     Ok(TxPacket {
         header,
         complete: payload.bytes() == wanted,

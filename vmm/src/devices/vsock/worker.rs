@@ -123,6 +123,7 @@ impl VsockWorker {
                 .backend
                 .wait(&mut events, !more)
                 .map_err(ServeError::Wait)?;
+            self.counters.woken_up();
             let mut client = false;
             for event in &events[..count] {
                 match Token::from_data(event.data()) {
