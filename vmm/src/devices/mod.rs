@@ -4,6 +4,8 @@
 //!
 //! Each folder offers `from_config`; [`from_config`] here is the one place that knows them all.
 
+pub mod fs;
+mod serve;
 pub mod vsock;
 
 use lazaret_protocol::vm::DeviceConfig;
@@ -19,6 +21,9 @@ pub enum DeviceError {
     /// A descriptor that the configuration names is not to be had.
     #[error("descriptor of a device")]
     Descriptor(#[from] FdError),
+    /// A shared directory cannot be served.
+    #[error("fs device")]
+    Fs(#[from] fs::FsError),
     /// This VMM was built without the device.
     #[error("this VMM has no such device: {config}")]
     Unsupported {
@@ -36,6 +41,7 @@ pub fn from_config(
     fds: &mut Fds,
 ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
     match config {
+        DeviceConfig::Fs(config) => Ok(Box::new(fs::Fs::from_config(config, fds)?)),
         DeviceConfig::Vsock(config) => Ok(Box::new(vsock::Vsock::from_config(config, fds)?)),
         other => Err(DeviceError::Unsupported {
             config: format!("{other:?}"),
