@@ -1,0 +1,273 @@
+//! How containers and further processes come to be: the agent's half of the work.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::rc::Rc;
+
+use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Process, Stdio};
+use rustix::io::Errno;
+
+use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
+use crate::cgroup::{self, Cgroup};
+use crate::connection::Connection;
+use crate::errno::Os;
+use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions};
+use crate::launch::{self, LaunchError, Launched, Mappings, Plan};
+use crate::mounts;
+use crate::namespaces::Namespaces;
+use crate::process;
+
+use super::ID_BYTES_MAX;
+
+impl Container {
+    /// Builds a container up to the point where its init process waits before `exec`. On failure
+    /// nothing is left of it.
+    ///
+    /// # Errors
+    /// [`ContainerError`].
+    pub async fn create(
+        host: Host<'_>,
+        wanted: CreateContainer,
+    ) -> Result<Rc<Self>, ContainerError> {
+        if !valid_id(&wanted.id) {
+            return Err(ContainerError::Id(wanted.id));
+        }
+        let has_mappings = !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty();
+        let namespaces = Namespaces::open(&wanted.namespaces, has_mappings)?;
+        let parent = &host.environment.cgroup_parent;
+        let cgroup = Cgroup::create(parent, &wanted.id, &wanted.cgroup)?;
+        let built = Self::build(host, wanted, &namespaces, &cgroup).await;
+        let (id, init, channel) = match built {
+            Ok(built) => built,
+            Err(error) => {
+                // The first error is the one to tell.
+                let _ = cgroup.kill();
+                let _ = cgroup.wait_empty().await;
+                let _ = cgroup.remove();
+                return Err(error);
+            }
+        };
+        Ok(Rc::new(Self {
+            id,
+            cgroup,
+            init,
+            channel: Some(channel).into(),
+            state: State::Created.into(),
+            paused: false.into(),
+            namespaces: namespaces.exec_flags(),
+            own_pid_namespace: namespaces.is_new(NamespaceKind::Pid),
+            user_namespace: namespaces.has(NamespaceKind::User),
+            execs: Default::default(),
+        }))
+    }
+
+    async fn build(
+        host: Host<'_>,
+        wanted: CreateContainer,
+        namespaces: &Namespaces,
+        cgroup: &Cgroup,
+    ) -> Result<(String, Rc<process::Process>, Connection), ContainerError> {
+        let environment = host.environment;
+        let new_user = namespaces.is_new(NamespaceKind::User);
+        let mut inherited: Vec<OwnedFd> = Vec::new();
+        let mut pass = |fd: OwnedFd| -> Result<RawFd, LaunchError> {
+            let fd = launch::inheritable(fd)?;
+            let number = fd.as_raw_fd();
+            inherited.push(fd);
+            Ok(number)
+        };
+        let mut joined = Vec::new();
+        for (kind, fd) in &namespaces.joined {
+            if *kind != NamespaceKind::Pid {
+                let fd = fd.try_clone().map_err(Os::from);
+                let fd = fd.map_err(|source| LaunchError::Descriptor {
+                    what: "namespace to join",
+                    source,
+                })?;
+                joined.push((*kind, pass(fd)?));
+            }
+        }
+        let mut root_tree = None;
+        let mut trees = Vec::new();
+        if new_user {
+            // A new user namespace has no rights over the guest's mounts.
+            let share = &environment.share;
+            let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
+            root_tree = Some(pass(root)?);
+            for mount in &wanted.mounts {
+                let tree = mounts::clone_source(share, mount)?;
+                trees.push(tree.map(&mut pass).transpose()?);
+            }
+            let root_id = |mappings: &[IdMapping]| root_id(mappings);
+            cgroup.delegate(root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings))?;
+        }
+        let launched = launch::launch(&Plan {
+            executable: &environment.executable,
+            clone_flags: namespaces.clone_flags(),
+            cgroup: cgroup.as_fd(),
+            pid_namespace: namespaces.joined(NamespaceKind::Pid),
+            stdio: stdio_of(&wanted.process),
+            inherited: &inherited,
+            mappings: new_user.then_some(Mappings {
+                uid: &wanted.uid_mappings,
+                gid: &wanted.gid_mappings,
+            }),
+        })?;
+        drop(inherited);
+        let id = wanted.id.clone();
+        let limits = wanted.process.rlimits.clone();
+        let score = wanted.process.oom_score_adj;
+        let instructions = Instructions::Container(Box::new(ContainerInstructions {
+            container: wanted,
+            share: environment.share.display().to_string(),
+            staging: environment.staging.display().to_string(),
+            cgroup: cgroup.path().display().to_string(),
+            joined,
+            root_tree,
+            trees,
+        }));
+        let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
+        Ok((id, process, channel))
+    }
+
+    /// Runs a further process in the container.
+    ///
+    /// # Errors
+    /// [`ContainerError`]; nothing is left of the process then.
+    pub async fn exec(
+        &self,
+        host: Host<'_>,
+        name: &str,
+        wanted: Process,
+    ) -> Result<Rc<process::Process>, ContainerError> {
+        self.require_alive("exec in")?;
+        if self.paused.get() {
+            return Err(self.wrong_state("cannot exec in a paused container"));
+        }
+        if self.execs.borrow().contains_key(name) {
+            return Err(ContainerError::ExecExists(name.to_owned()));
+        }
+        self.execs.borrow_mut().insert(name.to_owned(), None);
+        let started = self.start_exec(host, wanted).await;
+        let mut execs = self.execs.borrow_mut();
+        match &started {
+            Ok(process) => execs.insert(name.to_owned(), Some(Rc::clone(process))),
+            Err(_) => execs.remove(name),
+        };
+        drop(execs);
+        started
+    }
+
+    async fn start_exec(
+        &self,
+        host: Host<'_>,
+        wanted: Process,
+    ) -> Result<Rc<process::Process>, ContainerError> {
+        let init = launch::inheritable(self.init.pidfd())?;
+        let number = init.as_raw_fd();
+        let inherited = [init];
+        let stdio = stdio_of(&wanted);
+        let launch = |cgroup: std::os::fd::BorrowedFd<'_>| {
+            launch::launch(&Plan {
+                executable: &host.environment.executable,
+                clone_flags: 0,
+                cgroup,
+                pid_namespace: Some(self.init.pidfd()),
+                stdio,
+                inherited: &inherited,
+                mappings: None,
+            })
+        };
+        let launched = match launch(self.cgroup.as_fd()) {
+            // The container made cgroups below its own, which may then hold no process itself.
+            Err(LaunchError::Clone(Os(Errno::BUSY))) => {
+                let mount = &host.environment.cgroup_mount;
+                let cgroup = cgroup::open_cgroup_of(self.init.pid(), mount);
+                let cgroup = cgroup.map_err(LaunchError::Clone)?;
+                launch(cgroup.as_fd())
+            }
+            launched => launched,
+        }?;
+        let limits = wanted.rlimits.clone();
+        let score = wanted.oom_score_adj;
+        let instructions = Instructions::Exec(Box::new(ExecInstructions {
+            process: wanted,
+            init: number,
+            namespaces: self.namespaces.bits(),
+            user_namespace: self.user_namespace,
+        }));
+        let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
+        match release(&channel, &process).await {
+            Ok(()) => Ok(process),
+            Err(error) => Err(abandon(&process, error).await),
+        }
+    }
+}
+
+/// Takes a child from its birth to the point where only `exec` is left. On failure it is gone.
+async fn guide(
+    host: Host<'_>,
+    launched: Launched,
+    instructions: &Instructions,
+    oom_score_adj: Option<i32>,
+    limits: &[lazaret_protocol::container::Rlimit],
+) -> Result<(Rc<process::Process>, Connection), ContainerError> {
+    let Launched {
+        child,
+        channel,
+        pipes,
+    } = launched;
+    let process = Rc::new(process::Process::new(child, pipes));
+    host.reaper.watch(&process);
+    let guided = async {
+        if let Some(value) = oom_score_adj {
+            let path = format!("/proc/{}/oom_score_adj", process.pid());
+            std::fs::write(path, value.to_string()).map_err(|error| {
+                let source = error.into();
+                ContainerError::OomScore { value, source }
+            })?;
+        }
+        let told = channel.write_frame(instructions).await;
+        match prepared(&channel, &process).await {
+            Ok(Some(terminal)) => process
+                .set_terminal(terminal)
+                .map_err(ContainerError::Terminal)?,
+            Ok(None) => {}
+            // If the child could not be told, that is why it has nothing good to report.
+            Err(ContainerError::Gone { .. }) if told.is_err() => {
+                told.map_err(ContainerError::Channel)?;
+            }
+            Err(error) => return Err(error),
+        }
+        set_limits(&process, limits)
+    };
+    match guided.await {
+        Ok(()) => Ok((process, channel)),
+        Err(error) => Err(abandon(&process, error).await),
+    }
+}
+
+/// Ends a child that is of no use any more.
+async fn abandon(process: &process::Process, error: ContainerError) -> ContainerError {
+    // ESRCH: it has ended by itself.
+    let _ = process.signal(libc::SIGKILL);
+    process.wait().await;
+    error
+}
+
+fn stdio_of(process: &Process) -> [Stdio; 3] {
+    match process.terminal {
+        Some(_) => [Stdio::Null; 3],
+        None => process.stdio,
+    }
+}
+
+/// The id outside that is root inside.
+fn root_id(mappings: &[IdMapping]) -> u32 {
+    let root = mappings.iter().find(|mapping| mapping.container_id == 0);
+    root.map_or(0, |mapping| mapping.host_id)
+}
+
+fn valid_id(id: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte);
+    (1..=ID_BYTES_MAX).contains(&id.len()) && id.bytes().all(allowed) && id != "." && id != ".."
+}

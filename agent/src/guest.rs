@@ -1,0 +1,312 @@
+//! What PID 1 does to a guest that has just booted, in the order of need: standard streams and a
+//! listening socket, the word to the host that calls are welcome, then file systems. Called once
+//! by `main`; [`Share`] and [`mount_lazily`] by [`crate::server`].
+//!
+//! What not every container needs is mounted when one asks for it.
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use lazaret_protocol::VERSION;
+use lazaret_protocol::agent::{PORT, READY_PORT, Ready, SHARE_TAG};
+use lazaret_protocol::container::{Mount, MountSource};
+use lazaret_protocol::frame;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, listen, socket,
+};
+use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::io::Errno;
+use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_move, unmount};
+use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit};
+use std::os::fd::AsRawFd;
+
+use crate::cgroup::{self, CgroupError};
+use crate::container::Environment;
+use crate::errno::Os;
+use crate::loopback;
+
+/// vsock context id of the host.
+const HOST_CID: u32 = 2;
+/// Connections that wait to be accepted: a burst of calls for many processes at once.
+const BACKLOG: i32 = 128;
+/// Where the share is mounted.
+const SHARE: &str = "/run/lazaret/share";
+/// Where containers' roots are assembled.
+const STAGING: &str = "/run/lazaret/root";
+const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+/// The cgroup of all containers.
+const CGROUP_PARENT: &str = "lazaret";
+/// Soft and hard limit of open files a process gets if its container does not say: systemd's.
+const OPEN_FILES: (u64, u64) = (1024, 524_288);
+
+/// Kernel parameters that a usual host has set by systemd and programs rely on.
+const PARAMETERS: [(&str, &str); 4] = [
+    ("fs/protected_hardlinks", "1"),
+    ("fs/protected_symlinks", "1"),
+    ("fs/protected_regular", "1"),
+    ("fs/protected_fifos", "1"),
+];
+
+/// Guest paths that containers bind now and then: path, type, data.
+const LAZY: [(&str, &str, &str); 3] = [
+    ("/dev/pts", "devpts", "gid=5,mode=620,ptmxmode=666"),
+    ("/dev/shm", "tmpfs", "mode=1777"),
+    ("/dev/mqueue", "mqueue", ""),
+];
+
+/// The guest could not be made ready.
+#[derive(Debug, thiserror::Error)]
+pub enum GuestError {
+    /// A file system.
+    #[error("mount {fs_type} on {path}")]
+    Mount {
+        /// Its type.
+        fs_type: &'static str,
+        /// Where.
+        path: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: Os,
+    },
+    /// A step.
+    #[error("{step}")]
+    Step {
+        /// Which.
+        step: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: Os,
+    },
+    /// Control groups.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+}
+
+impl GuestError {
+    fn step<E: Into<Os>>(step: &'static str) -> impl FnOnce(E) -> Self {
+        move |error| Self::Step {
+            step,
+            source: error.into(),
+        }
+    }
+}
+
+/// The sandbox's share.
+#[derive(Debug)]
+pub struct Share {
+    /// Mounted by the agent, or somebody else's directory.
+    own: bool,
+    /// Why it is not mounted. A guest without a share is of some use, so this is told to whoever
+    /// needs it.
+    failure: Option<GuestError>,
+}
+
+impl Share {
+    /// A directory that is there already.
+    pub fn existing() -> Self {
+        Self {
+            own: false,
+            failure: None,
+        }
+    }
+
+    /// Whether it can be used.
+    ///
+    /// # Errors
+    /// Why it could not be mounted.
+    pub fn mounted(&self) -> Result<(), &GuestError> {
+        self.failure.as_ref().map_or(Ok(()), Err)
+    }
+
+    /// Writes all data back; the share is of no use afterwards.
+    pub fn write_back(&self) {
+        rustix::fs::sync();
+        if self.own {
+            // Data is safe after sync; a stuck process that holds the mount is not worth a word.
+            let _ = unmount(SHARE, UnmountFlags::empty());
+        }
+    }
+}
+
+/// Makes a booted guest ready to serve calls: the listening socket comes back with the rest.
+///
+/// # Errors
+/// [`GuestError`], naming what is missing from the guest's kernel or initramfs.
+pub fn prepare() -> Result<(OwnedFd, Environment, Share), GuestError> {
+    leave_initial_root()?;
+    mount_new("devtmpfs", "/dev", MountFlags::NOSUID, None)?;
+    connect_streams()?;
+    let listener = listen_for_calls()?;
+    announce()?;
+
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    mount_new("proc", "/proc", flags, None)?;
+    mount_new("sysfs", "/sys", flags, None)?;
+    mount_new("cgroup2", CGROUP_MOUNT, flags, Some(c"nsdelegate"))?;
+    let cgroup_parent = cgroup::prepare_parent(Path::new(CGROUP_MOUNT), CGROUP_PARENT)?;
+    set_parameters();
+    loopback::bring_up().map_err(GuestError::step("bring the loopback interface up"))?;
+    make_directories(STAGING)?;
+    let share = Share {
+        own: true,
+        failure: mount_share().err(),
+    };
+    let environment = Environment {
+        executable: c"/proc/self/exe".into(),
+        share: PathBuf::from(SHARE),
+        staging: PathBuf::from(STAGING),
+        cgroup_mount: PathBuf::from(CGROUP_MOUNT),
+        cgroup_parent,
+    };
+    Ok((listener, environment, share))
+}
+
+/// Mounts what of [`LAZY`] the binds of a container need.
+///
+/// # Errors
+/// [`GuestError::Mount`].
+pub fn mount_lazily(mounts: &[Mount]) -> Result<(), GuestError> {
+    for mount in mounts {
+        let MountSource::Guest(source) = &mount.source else {
+            continue;
+        };
+        for (path, fs_type, data) in LAZY {
+            let all = source == "/dev" && mount.flags & libc::MS_REC != 0;
+            if (all || Path::new(source).starts_with(path)) && !is_mount_point(path) {
+                let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
+                let data = std::ffi::CString::new(data).unwrap_or_default();
+                mount_new(fs_type, path, flags, Some(&data))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether another file system than its parent's is at `path`.
+fn is_mount_point(path: &str) -> bool {
+    let device = |path: &Path| rustix::fs::stat(path).map(|stat| stat.st_dev);
+    let path = Path::new(path);
+    match (device(path), path.parent().map(device)) {
+        (Ok(own), Some(Ok(parent))) => own != parent,
+        _ => false,
+    }
+}
+
+/// Opens `/dev/null` as all three standard streams: whatever the kernel gave us, nothing may be
+/// written to a console by accident, and no other file may get these numbers.
+fn connect_streams() -> Result<(), GuestError> {
+    let failed = || GuestError::step("open /dev/null");
+    let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let null = openat(CWD, "/dev/null", flags, Mode::empty()).map_err(failed())?;
+    rustix::stdio::dup2_stdin(&null).map_err(failed())?;
+    rustix::stdio::dup2_stdout(&null).map_err(failed())?;
+    rustix::stdio::dup2_stderr(&null).map_err(failed())?;
+    if null.as_raw_fd() <= 2 {
+        // The kernel gave us no console; this is one of the three now.
+        std::mem::forget(null);
+    }
+    Ok(())
+}
+
+fn vsock() -> Result<OwnedFd, GuestError> {
+    socket(
+        AddressFamily::Vsock,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )
+    .map_err(|errno| GuestError::step("make a vsock socket")(std::io::Error::from(errno)))
+}
+
+fn listen_for_calls() -> Result<OwnedFd, GuestError> {
+    let listener = vsock()?;
+    let failed = |errno: nix::Error| {
+        GuestError::step("listen on the agent's vsock port")(std::io::Error::from(errno))
+    };
+    let address = VsockAddr::new(libc::VMADDR_CID_ANY, PORT);
+    bind(listener.as_raw_fd(), &address).map_err(failed)?;
+    listen(&listener, Backlog::new(BACKLOG).map_err(failed)?).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Tells the host that calls are welcome.
+fn announce() -> Result<(), GuestError> {
+    let socket = vsock()?;
+    let announced = || -> Result<(), std::io::Error> {
+        let address = VsockAddr::new(HOST_CID, READY_PORT);
+        connect(socket.as_raw_fd(), &address)?;
+        let ready = frame::encode(&Ready { version: VERSION }).map_err(std::io::Error::other)?;
+        rustix::net::send(&socket, &ready, rustix::net::SendFlags::NOSIGNAL)?;
+        Ok(())
+    };
+    announced().map_err(GuestError::step("tell the host that the agent is ready"))
+}
+
+/// Puts a mount of the initial root on top of itself and moves into it. The kernel refuses
+/// `pivot_root(2)` away from the initial root, and every container needs that call.
+fn leave_initial_root() -> Result<(), GuestError> {
+    let failed = || GuestError::step("leave the initial root");
+    // The initramfs has this directory, and nothing is mounted on it yet.
+    mount_bind("/", "/dev").map_err(failed())?;
+    chdir("/dev").map_err(failed())?;
+    mount_move(".", "/").map_err(failed())?;
+    chroot(".").map_err(failed())
+}
+
+fn mount_share() -> Result<(), GuestError> {
+    make_directories(SHARE)?;
+    mount(SHARE_TAG, SHARE, "virtiofs", MountFlags::empty(), None).map_err(|errno| {
+        GuestError::Mount {
+            fs_type: "virtiofs",
+            path: SHARE,
+            source: Os(errno),
+        }
+    })
+}
+
+fn mount_new(
+    fs_type: &'static str,
+    path: &'static str,
+    flags: MountFlags,
+    data: Option<&std::ffi::CStr>,
+) -> Result<(), GuestError> {
+    let failed = |errno| GuestError::Mount {
+        fs_type,
+        path,
+        source: Os(errno),
+    };
+    match mount(fs_type, path, fs_type, flags, data) {
+        // The mount point is missing.
+        Err(Errno::NOENT) => {
+            make_directories(path)?;
+            mount(fs_type, path, fs_type, flags, data).map_err(failed)
+        }
+        mounted => mounted.map_err(failed),
+    }
+}
+
+fn make_directories(path: &str) -> Result<(), GuestError> {
+    let ends = path.match_indices('/').map(|(at, _)| at).skip(1);
+    for end in ends.chain([path.len()]) {
+        match mkdirat(CWD, &path[..end], Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return Err(GuestError::step("make a mount point")(errno)),
+        }
+    }
+    Ok(())
+}
+
+/// Sets what can be set; a kernel without one of the parameters is fine.
+fn set_parameters() {
+    for (name, value) in PARAMETERS {
+        let _ = fs::write(Path::new("/proc/sys").join(name), value);
+    }
+    let (soft, hard) = OPEN_FILES;
+    let limit = Rlimit {
+        current: Some(soft),
+        maximum: Some(hard),
+    };
+    let _ = setrlimit(Resource::Nofile, limit);
+}

@@ -1,0 +1,258 @@
+//! Starts the child that sets a container up: its birth in the right cgroup and namespaces, its
+//! standard streams, its user mappings. Called by [`crate::container`]; the child goes on in
+//! [`crate::init`].
+
+use std::ffi::{CStr, CString};
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+use lazaret_protocol::container::{IdMapping, NamespaceKind, Stdio};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::{Errno, fcntl_dupfd_cloexec};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use crate::connection::Connection;
+use crate::errno::Os;
+use crate::instructions::{ARGUMENT, CHANNEL};
+use crate::namespaces::{self, NamespaceError};
+use crate::sys::{self, Child, StringArray};
+
+/// The child could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum LaunchError {
+    /// A descriptor it needs.
+    #[error("make the {what} of the process")]
+    Descriptor {
+        /// Which.
+        what: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: Os,
+    },
+    /// Entering the pid namespace it shall be born in.
+    #[error(transparent)]
+    Namespace(#[from] NamespaceError),
+    /// Its birth.
+    #[error("start the process that sets the container up")]
+    Clone(#[source] Os),
+    /// Its user namespace.
+    #[error("write {mapping:?} to {path}")]
+    Mapping {
+        /// Lines of the map.
+        mapping: String,
+        /// File of the map.
+        path: String,
+        /// The kernel's answer.
+        #[source]
+        source: Os,
+    },
+}
+
+/// What the child is started with.
+#[derive(Debug)]
+pub struct Plan<'a> {
+    /// The agent's own binary.
+    pub executable: &'a CStr,
+    /// `CLONE_NEW*`.
+    pub clone_flags: u64,
+    /// Its cgroup.
+    pub cgroup: BorrowedFd<'a>,
+    /// An existing pid namespace to be born in, as a namespace or as a pidfd of a member.
+    pub pid_namespace: Option<BorrowedFd<'a>>,
+    /// Standard streams; with a terminal all three are null at first.
+    pub stdio: [Stdio; 3],
+    /// Descriptors it inherits under the same numbers, all above [`CHANNEL`].
+    pub inherited: &'a [OwnedFd],
+    /// Mappings of its new user namespace.
+    pub mappings: Option<Mappings<'a>>,
+}
+
+/// Mappings of a user namespace.
+#[derive(Debug, Clone, Copy)]
+pub struct Mappings<'a> {
+    /// Of user ids.
+    pub uid: &'a [IdMapping],
+    /// Of group ids.
+    pub gid: &'a [IdMapping],
+}
+
+/// A child that was started and has not been told anything yet.
+#[derive(Debug)]
+pub struct Launched {
+    /// The child.
+    pub child: Child,
+    /// The agent's end of the socket pair.
+    pub channel: Connection,
+    /// The agent's ends of its pipes: input, output, error.
+    pub pipes: [Option<OwnedFd>; 3],
+}
+
+/// Makes `fd` inheritable: a duplicate with a number that the child's own descriptors don't need.
+///
+/// # Errors
+/// When the agent has too many descriptors.
+pub fn inheritable(fd: impl AsFd) -> Result<OwnedFd, LaunchError> {
+    fcntl_dupfd_cloexec(fd, CHANNEL + 1).map_err(descriptor("inherited descriptor"))
+}
+
+/// Starts the child.
+///
+/// # Errors
+/// [`LaunchError`]; no process is left then.
+pub fn launch(plan: &Plan<'_>) -> Result<Launched, LaunchError> {
+    let (ours, theirs) = socketpair(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )
+    .map_err(descriptor("channel"))?;
+    let [input, output, error] = plan.stdio;
+    let (input_write, input) = stream(input, true)?;
+    let (output_read, output) = stream(output, false)?;
+    let (error_read, error) = stream(error, false)?;
+    let theirs = [input, output, error, inheritable(theirs)?];
+    let gate = match plan.mappings {
+        Some(_) => Some(pipe_with(PipeFlags::CLOEXEC).map_err(descriptor("gate"))?),
+        None => None,
+    };
+    let (gate_read, gate_write) = gate.unzip();
+    let start = ChildStart {
+        executable: plan.executable,
+        arguments: StringArray::new(vec![
+            CString::from(c"lazaret-agent"),
+            CString::new(ARGUMENT).map_err(|_| LaunchError::Clone(Os(Errno::INVAL)))?,
+        ]),
+        environment: StringArray::new(Vec::new()),
+        descriptors: theirs.each_ref().map(AsRawFd::as_raw_fd),
+        inherited: plan.inherited.iter().map(AsRawFd::as_raw_fd).collect(),
+        gate: gate_read.as_ref().map(AsRawFd::as_raw_fd),
+    };
+    let child = bear(plan, &start)?;
+    if let (Some(mappings), Some(gate)) = (plan.mappings, gate_write) {
+        let opened = write_mappings(child.pid, mappings).and_then(|()| {
+            rustix::io::write(&gate, b"!").map_err(descriptor("gate"))?;
+            Ok(())
+        });
+        if let Err(error) = opened {
+            // It waits at the gate and knows nothing yet; the reaper takes care of the rest.
+            let _ = sys::pidfd_send_signal(child.pidfd.as_fd(), libc::SIGKILL);
+            return Err(error);
+        }
+    }
+    Ok(Launched {
+        child,
+        channel: Connection::new(ours).map_err(|error| LaunchError::Descriptor {
+            what: "channel",
+            source: error.into(),
+        })?,
+        pipes: [input_write, output_read, error_read],
+    })
+}
+
+/// Makes one standard stream: the agent's end of it, if it is a pipe, and the child's.
+fn stream(stdio: Stdio, input: bool) -> Result<(Option<OwnedFd>, OwnedFd), LaunchError> {
+    let failed = descriptor("standard streams");
+    match stdio {
+        Stdio::Null => {
+            let flags = OFlags::RDWR | OFlags::CLOEXEC;
+            let null = openat(CWD, "/dev/null", flags, Mode::empty()).map_err(failed)?;
+            Ok((None, inheritable(null)?))
+        }
+        Stdio::Pipe => {
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
+            let (ours, theirs) = if input { (write, read) } else { (read, write) };
+            rustix::io::ioctl_fionbio(&ours, true).map_err(descriptor("standard streams"))?;
+            Ok((Some(ours), inheritable(theirs)?))
+        }
+    }
+}
+
+/// Forks the child, in the pid namespace it shall have.
+fn bear(plan: &Plan<'_>, start: &ChildStart<'_>) -> Result<Child, LaunchError> {
+    let own = match plan.pid_namespace {
+        None => None,
+        Some(target) => {
+            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+            let own = openat(CWD, "/proc/self/ns/pid", flags, Mode::empty())
+                .map_err(descriptor("way back to the own pid namespace"))?;
+            // This changes where children are born, nothing about the agent itself.
+            rustix::thread::move_into_thread_name_spaces(
+                target,
+                rustix::thread::ThreadNameSpaceType::PROCESS_ID,
+            )
+            .map_err(|errno| NamespaceError::Join {
+                kind: NamespaceKind::Pid,
+                source: Os(errno),
+            })?;
+            Some(own)
+        }
+    };
+    // SAFETY: `ChildStart::run` does nothing but system calls on data made before.
+    let born = unsafe { sys::clone3(plan.clone_flags, Some(plan.cgroup)) };
+    if let Ok(None) = born {
+        start.run();
+    }
+    if let Some(own) = own {
+        namespaces::join(NamespaceKind::Pid, own.as_fd())?;
+    }
+    match born.map_err(|errno| LaunchError::Clone(Os(errno)))? {
+        Some(child) => Ok(child),
+        None => sys::exit_now(EXIT_CODE),
+    }
+}
+
+/// Exit code of a child that failed before it could report anything.
+const EXIT_CODE: i32 = 120;
+
+/// Everything the child needs between fork and exec, where it may not allocate.
+struct ChildStart<'a> {
+    executable: &'a CStr,
+    arguments: StringArray,
+    environment: StringArray,
+    /// What becomes descriptors 0 to [`CHANNEL`]; all have higher numbers now.
+    descriptors: [RawFd; CHANNEL as usize + 1],
+    inherited: Vec<RawFd>,
+    gate: Option<RawFd>,
+}
+
+impl ChildStart<'_> {
+    fn run(&self) -> ! {
+        if let Some(gate) = self.gate {
+            sys::pass_gate_as_root(gate).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
+        }
+        for (target, source) in (0..).zip(self.descriptors) {
+            sys::place_descriptor(source, target).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
+        }
+        for &fd in &self.inherited {
+            sys::keep_on_exec(fd).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
+        }
+        sys::execve(self.executable, &self.arguments, &self.environment);
+        sys::exit_now(EXIT_CODE)
+    }
+}
+
+fn write_mappings(pid: u32, mappings: Mappings<'_>) -> Result<(), LaunchError> {
+    for (file, mapping) in [("uid_map", mappings.uid), ("gid_map", mappings.gid)] {
+        let path = format!("/proc/{pid}/{file}");
+        let lines: String = mapping
+            .iter()
+            .map(|line| format!("{} {} {}\n", line.container_id, line.host_id, line.size))
+            .collect();
+        fs::write(&path, &lines).map_err(|error: io::Error| LaunchError::Mapping {
+            mapping: lines.trim_end().replace('\n', ", "),
+            path,
+            source: error.into(),
+        })?;
+    }
+    Ok(())
+}
+
+fn descriptor(what: &'static str) -> impl FnOnce(Errno) -> LaunchError {
+    move |errno| LaunchError::Descriptor {
+        what,
+        source: Os(errno),
+    }
+}

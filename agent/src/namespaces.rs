@@ -1,0 +1,199 @@
+//! Namespaces of a container: which are new, which are joined, and how each is entered. Called by
+//! [`crate::launch`] (before the child exists) and [`crate::init`] (in the child).
+#![forbid(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use lazaret_protocol::container::{Namespace, NamespaceKind};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
+
+use crate::errno::Os;
+
+/// The namespaces a container asks for cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum NamespaceError {
+    /// The same kind twice.
+    #[error("{} namespace is listed twice", name(*.0))]
+    Duplicate(NamespaceKind),
+    /// A container shares the guest's mounts, which it must not.
+    #[error("a container needs a mount namespace of its own")]
+    NoMount,
+    /// A kind that is only ever made new.
+    #[error("{} namespace {path} cannot be joined, only a new one can be made", name(*.kind))]
+    NotJoinable {
+        /// Its kind.
+        kind: NamespaceKind,
+        /// Its path.
+        path: String,
+    },
+    /// Id mappings and user namespace contradict each other.
+    #[error("{0}")]
+    Mappings(&'static str),
+    /// The path of a namespace to join does not open.
+    #[error("{} namespace {path}", name(*.kind))]
+    Open {
+        /// Its kind.
+        kind: NamespaceKind,
+        /// Its path.
+        path: String,
+        /// The kernel's answer.
+        #[source]
+        source: Os,
+    },
+    /// Joining failed.
+    #[error("join {} namespace", name(*.kind))]
+    Join {
+        /// Its kind.
+        kind: NamespaceKind,
+        /// The kernel's answer.
+        #[source]
+        source: Os,
+    },
+}
+
+/// The namespaces of one container, checked.
+#[derive(Debug)]
+pub struct Namespaces {
+    /// Kinds made new.
+    pub new: Vec<NamespaceKind>,
+    /// Kinds joined, user namespace first: entering the others may take its rights.
+    pub joined: Vec<(NamespaceKind, OwnedFd)>,
+}
+
+impl Namespaces {
+    /// Checks the list of a container and opens what is to be joined.
+    ///
+    /// # Errors
+    /// As the variants of [`NamespaceError`] say.
+    pub fn open(wanted: &[Namespace], has_mappings: bool) -> Result<Self, NamespaceError> {
+        let mut namespaces = Self {
+            new: Vec::new(),
+            joined: Vec::new(),
+        };
+        for namespace in wanted {
+            let kind = namespace.kind;
+            if namespaces.has(kind) {
+                return Err(NamespaceError::Duplicate(kind));
+            }
+            match &namespace.path {
+                None => namespaces.new.push(kind),
+                Some(path) => namespaces.joined.push((kind, open_to_join(kind, path)?)),
+            }
+        }
+        if !namespaces.has(NamespaceKind::Mount) {
+            return Err(NamespaceError::NoMount);
+        }
+        match namespaces.is_new(NamespaceKind::User) {
+            true if !has_mappings => Err(NamespaceError::Mappings(
+                "a new user namespace needs uid and gid mappings",
+            )),
+            false if has_mappings => Err(NamespaceError::Mappings(
+                "uid and gid mappings need a new user namespace",
+            )),
+            _ => Ok(namespaces),
+        }
+    }
+
+    /// Whether the container has `kind` of its own, new or joined.
+    pub fn has(&self, kind: NamespaceKind) -> bool {
+        self.is_new(kind) || self.joined.iter().any(|(joined, _)| *joined == kind)
+    }
+
+    /// Whether `kind` is made new.
+    pub fn is_new(&self, kind: NamespaceKind) -> bool {
+        self.new.contains(&kind)
+    }
+
+    /// The joined namespace of `kind`.
+    pub fn joined(&self, kind: NamespaceKind) -> Option<BorrowedFd<'_>> {
+        let mut joined = self.joined.iter();
+        joined
+            .find(|(joined, _)| *joined == kind)
+            .map(|(_, fd)| fd.as_fd())
+    }
+
+    /// `CLONE_NEW*` of what the child is born into. The cgroup namespace is not among them: its
+    /// root is where its maker is, so the child makes it once it is in the container's cgroup.
+    pub fn clone_flags(&self) -> u64 {
+        self.new
+            .iter()
+            .filter(|kind| **kind != NamespaceKind::Cgroup)
+            .fold(0, |flags, kind| flags | u64::from(flag(*kind).bits()))
+    }
+
+    /// What a further process of the container enters by way of its init process's pidfd; not the
+    /// pid namespace, which only a child can be born into.
+    pub fn exec_flags(&self) -> ThreadNameSpaceType {
+        let joined = self.joined.iter().map(|(kind, _)| kind);
+        self.new
+            .iter()
+            .chain(joined)
+            .filter(|kind| **kind != NamespaceKind::Pid)
+            .fold(ThreadNameSpaceType::empty(), |flags, kind| {
+                flags | flag(*kind)
+            })
+    }
+}
+
+fn open_to_join(kind: NamespaceKind, path: &str) -> Result<OwnedFd, NamespaceError> {
+    if matches!(kind, NamespaceKind::Mount | NamespaceKind::User) {
+        let path = path.to_owned();
+        return Err(NamespaceError::NotJoinable { kind, path });
+    }
+    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
+        NamespaceError::Open {
+            kind,
+            path: path.to_owned(),
+            source: Os(errno),
+        }
+    })
+}
+
+/// Enters the namespace behind `fd`, which must be of `kind`.
+///
+/// # Errors
+/// [`NamespaceError::Join`].
+pub fn join(kind: NamespaceKind, fd: BorrowedFd<'_>) -> Result<(), NamespaceError> {
+    let link = match kind {
+        NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
+        NamespaceKind::Ipc => LinkNameSpaceType::InterProcessCommunication,
+        NamespaceKind::Mount => LinkNameSpaceType::Mount,
+        NamespaceKind::Network => LinkNameSpaceType::Network,
+        NamespaceKind::Pid => LinkNameSpaceType::ProcessID,
+        NamespaceKind::Time => LinkNameSpaceType::Time,
+        NamespaceKind::User => LinkNameSpaceType::User,
+        NamespaceKind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
+    };
+    move_into_link_name_space(fd, Some(link)).map_err(|errno| {
+        let source = Os(errno);
+        NamespaceError::Join { kind, source }
+    })
+}
+
+fn flag(kind: NamespaceKind) -> ThreadNameSpaceType {
+    match kind {
+        NamespaceKind::Cgroup => ThreadNameSpaceType::CONTROL_GROUP,
+        NamespaceKind::Ipc => ThreadNameSpaceType::INTER_PROCESS_COMMUNICATION,
+        NamespaceKind::Mount => ThreadNameSpaceType::MOUNT,
+        NamespaceKind::Network => ThreadNameSpaceType::NETWORK,
+        NamespaceKind::Pid => ThreadNameSpaceType::PROCESS_ID,
+        NamespaceKind::Time => ThreadNameSpaceType::TIME,
+        NamespaceKind::User => ThreadNameSpaceType::USER,
+        NamespaceKind::Uts => ThreadNameSpaceType::HOST_NAME_AND_NIS_DOMAIN_NAME,
+    }
+}
+
+/// The name the runtime-spec has for a kind.
+fn name(kind: NamespaceKind) -> &'static str {
+    match kind {
+        NamespaceKind::Cgroup => "cgroup",
+        NamespaceKind::Ipc => "ipc",
+        NamespaceKind::Mount => "mount",
+        NamespaceKind::Network => "network",
+        NamespaceKind::Pid => "pid",
+        NamespaceKind::Time => "time",
+        NamespaceKind::User => "user",
+        NamespaceKind::Uts => "uts",
+    }
+}

@@ -1,0 +1,187 @@
+//! A process the agent started: its pidfd, its end, and the agent's ends of its standard streams.
+//! Made by [`crate::container`], ended by [`crate::reaper`], read from by [`crate::stdio`].
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+
+use lazaret_protocol::agent::{ExitStatus, StdStream, TerminalSize};
+use rustix::io::Errno;
+use rustix::termios::{Winsize, tcsetwinsize};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
+
+use crate::errno::Os;
+use crate::sys;
+
+/// The agent's end of a stream.
+#[derive(Debug)]
+pub enum End {
+    /// One end of a pipe.
+    Pipe(OwnedFd),
+    /// The master of a pty.
+    Terminal(Rc<AsyncFd<OwnedFd>>),
+}
+
+/// A stream cannot be attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum StreamError {
+    /// The process was made without it.
+    #[error("has no {0:?} stream")]
+    Absent(StdStream),
+    /// Somebody has it.
+    #[error("has its {0:?} stream attached already")]
+    Attached(StdStream),
+}
+
+/// State of one stream.
+#[derive(Debug)]
+enum Slot {
+    Absent,
+    Waiting(End),
+    Attached,
+}
+
+/// A process the agent started.
+#[derive(Debug)]
+pub struct Process {
+    pid: u32,
+    pidfd: OwnedFd,
+    status: watch::Sender<Option<ExitStatus>>,
+    streams: RefCell<[Slot; 4]>,
+    /// For resizing; its stream drops it too when the host hangs up.
+    terminal: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
+}
+
+impl Process {
+    /// A process that has just been started, with the agent's ends of its pipes.
+    pub fn new(child: sys::Child, pipes: [Option<OwnedFd>; 3]) -> Self {
+        let [input, output, error] = pipes.map(|pipe| match pipe {
+            Some(pipe) => Slot::Waiting(End::Pipe(pipe)),
+            None => Slot::Absent,
+        });
+        Self {
+            pid: child.pid,
+            pidfd: child.pidfd,
+            status: watch::Sender::new(None),
+            streams: RefCell::new([input, output, error, Slot::Absent]),
+            terminal: RefCell::new(None),
+        }
+    }
+
+    /// Gives the process the pty whose master is `master`.
+    ///
+    /// # Errors
+    /// When the tokio runtime does not take it.
+    pub fn set_terminal(&self, master: OwnedFd) -> Result<(), Os> {
+        rustix::io::ioctl_fionbio(&master, true)?;
+        let master = Rc::new(sys::watch(master, Interest::READABLE | Interest::WRITABLE)?);
+        let stream = End::Terminal(Rc::clone(&master));
+        self.streams.borrow_mut()[index(StdStream::Terminal)] = Slot::Waiting(stream);
+        *self.terminal.borrow_mut() = Some(master);
+        Ok(())
+    }
+
+    /// Pid in the agent's pid namespace.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Refers to the process without a race against reuse of its pid.
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// How it ended, if it has.
+    pub fn status(&self) -> Option<ExitStatus> {
+        *self.status.borrow()
+    }
+
+    /// Notes that it ended.
+    pub fn ended(&self, status: ExitStatus) {
+        self.status.send_replace(Some(status));
+    }
+
+    /// Waits for its end.
+    pub async fn wait(&self) -> ExitStatus {
+        let mut receiver = self.status.subscribe();
+        loop {
+            if let Some(status) = *receiver.borrow_and_update() {
+                return status;
+            }
+            if receiver.changed().await.is_err() {
+                // The sender is `self`, which outlives this.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Sends a signal.
+    ///
+    /// # Errors
+    /// `ESRCH` when it has ended.
+    pub fn signal(&self, signal: i32) -> Result<(), Os> {
+        if self.status().is_some() {
+            return Err(Os(Errno::SRCH));
+        }
+        Ok(sys::pidfd_send_signal(self.pidfd.as_fd(), signal)?)
+    }
+
+    /// Hands out the agent's end of a stream, once.
+    ///
+    /// # Errors
+    /// [`StreamError`].
+    pub fn take_stream(&self, stream: StdStream) -> Result<End, StreamError> {
+        let slot = &mut self.streams.borrow_mut()[index(stream)];
+        match std::mem::replace(slot, Slot::Attached) {
+            Slot::Waiting(end) => Ok(end),
+            Slot::Attached => Err(StreamError::Attached(stream)),
+            Slot::Absent => {
+                *slot = Slot::Absent;
+                Err(StreamError::Absent(stream))
+            }
+        }
+    }
+
+    /// Lets go of the pty: what still runs in it gets `SIGHUP`.
+    pub fn hang_up(&self) {
+        self.terminal.borrow_mut().take();
+    }
+
+    /// Sets the size of its terminal; `false` when it has none (any more).
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn resize(&self, size: TerminalSize) -> Result<bool, Os> {
+        let Some(terminal) = &*self.terminal.borrow() else {
+            return Ok(false);
+        };
+        set_terminal_size(terminal.get_ref(), size)?;
+        Ok(true)
+    }
+}
+
+/// Sets the size of the terminal behind `fd`.
+///
+/// # Errors
+/// The kernel's.
+pub fn set_terminal_size(fd: impl AsFd, size: TerminalSize) -> Result<(), Os> {
+    let size = Winsize {
+        ws_row: size.rows,
+        ws_col: size.columns,
+        ws_xpixel: 0,
+        ws_ypixel: 0,
+    };
+    Ok(tcsetwinsize(fd, size)?)
+}
+
+fn index(stream: StdStream) -> usize {
+    match stream {
+        StdStream::Stdin => 0,
+        StdStream::Stdout => 1,
+        StdStream::Stderr => 2,
+        StdStream::Terminal => 3,
+    }
+}

@@ -1,0 +1,71 @@
+//! Collects ended children: those the agent started and the orphans PID 1 inherits. Started once
+//! by [`crate::server`].
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::rc::Rc;
+
+use lazaret_protocol::agent::ExitStatus;
+use rustix::io::Errno;
+use rustix::process::{WaitOptions, WaitStatus, wait};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::process::Process;
+
+/// The children whose end somebody wants to know.
+#[derive(Debug, Default)]
+pub struct Reaper {
+    children: RefCell<HashMap<u32, Rc<Process>>>,
+}
+
+impl Reaper {
+    /// Notes a child. To be called before the thread that forked it can run [`Reaper::run`] again.
+    pub fn watch(&self, process: &Rc<Process>) {
+        let mut children = self.children.borrow_mut();
+        children.insert(process.pid(), Rc::clone(process));
+    }
+
+    /// Subscribes to `SIGCHLD`; to be called before the first child exists.
+    ///
+    /// # Errors
+    /// When the signal cannot be handled.
+    pub fn subscribe() -> io::Result<Signal> {
+        signal(SignalKind::child())
+    }
+
+    /// Collects children whenever one has ended.
+    pub async fn run(&self, mut ended: Signal) {
+        while ended.recv().await.is_some() {
+            self.collect();
+        }
+    }
+
+    fn collect(&self) {
+        loop {
+            match wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) => {
+                    let pid = pid.as_raw_nonzero().get().cast_unsigned();
+                    // From here on the kernel may give the pid to another process.
+                    let process = self.children.borrow_mut().remove(&pid);
+                    if let Some(process) = process {
+                        process.ended(exit_status(status));
+                    }
+                }
+                Err(Errno::INTR) => {}
+                // None has ended, or there is none.
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+fn exit_status(status: WaitStatus) -> ExitStatus {
+    match (status.exit_status(), status.terminating_signal()) {
+        // Both are 8-bit values by the definition of the status word.
+        (Some(code), _) => ExitStatus::Exited(code as u8),
+        (None, Some(signal)) => ExitStatus::Signaled(signal as u8),
+        (None, None) => ExitStatus::Signaled(libc::SIGKILL as u8),
+    }
+}

@@ -1,0 +1,321 @@
+//! Answers the runtime: accepts connections, reads one request from each, replies. One thread;
+//! each connection is a task of it. Called by `main`, and by tests over a Unix socket.
+#![forbid(unsafe_code)]
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+
+use lazaret_protocol::VERSION;
+use lazaret_protocol::agent::{
+    Answer, Failure, FailureKind, ProcessRef, Reply, Request, StdStream,
+};
+use lazaret_protocol::container::CreateContainer;
+use lazaret_protocol::frame::FrameError;
+use rustix::io::Errno;
+use rustix::net::{SocketFlags, accept_with};
+use tokio::io::Interest;
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::connection::Connection;
+use crate::container::{Container, ContainerError, Environment, Host};
+use crate::guest::Share;
+use crate::process::{End, Process};
+use crate::reaper::Reaper;
+use crate::{stdio, sys};
+
+/// Signals the kernel knows.
+const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
+
+/// The agent: all that lives as long as the guest.
+#[derive(Debug)]
+struct Agent {
+    environment: Environment,
+    share: Share,
+    reaper: Reaper,
+    /// `None` reserves the id of a container that is being made or removed.
+    containers: RefCell<HashMap<String, Option<Rc<Container>>>>,
+}
+
+/// What goes on after the reply.
+enum Next {
+    /// Nothing.
+    Close,
+    /// The connection becomes a stream.
+    Stream(Rc<Process>, StdStream, End),
+}
+
+/// Serves calls on `listener` for as long as the guest lives.
+///
+/// # Errors
+/// When the runtime cannot be set up or accepting fails for good.
+pub fn serve(listener: OwnedFd, environment: Environment, share: Share) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_io()
+        .build()?;
+    LocalSet::new().block_on(&runtime, async {
+        let ended = Reaper::subscribe()?;
+        let agent = Rc::new(Agent {
+            environment,
+            share,
+            reaper: Reaper::default(),
+            containers: RefCell::default(),
+        });
+        let reaper = Rc::clone(&agent);
+        spawn_local(async move { reaper.reaper.run(ended).await });
+        accept_all(agent, listener).await
+    })
+}
+
+async fn accept_all(agent: Rc<Agent>, listener: OwnedFd) -> io::Result<()> {
+    rustix::io::ioctl_fionbio(&listener, true)?;
+    let listener = sys::watch(listener, Interest::READABLE)?;
+    loop {
+        let accepted = listener
+            .async_io(Interest::READABLE, |listener| {
+                Ok(accept_with(listener, SocketFlags::CLOEXEC)?)
+            })
+            .await;
+        match accepted {
+            Ok(socket) => {
+                let agent = Rc::clone(&agent);
+                spawn_local(async move { agent.serve_connection(socket).await });
+            }
+            Err(error) => match Errno::from_io_error(&error) {
+                // The caller has gone away meanwhile.
+                Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
+                _ => return Err(error),
+            },
+        }
+    }
+}
+
+impl Agent {
+    async fn serve_connection(&self, socket: OwnedFd) {
+        let Ok(connection) = Connection::new(socket) else {
+            return;
+        };
+        let request = match connection.read_frame::<Request>().await {
+            Ok(request) => request,
+            // Nobody to answer.
+            Err(FrameError::Closed | FrameError::Io(_)) => return,
+            Err(error) => {
+                let reply: Reply = Err(Failure {
+                    kind: FailureKind::Invalid,
+                    message: crate::errno::chain(&error),
+                });
+                let _ = connection.write_frame(&reply).await;
+                return;
+            }
+        };
+        let (reply, next) = match request {
+            // A caller that went away takes no answer; what it waited for goes on.
+            Request::Wait { process } => tokio::select! {
+                reply = self.wait(&process) => (reply, Next::Close),
+                () = connection.closed() => return,
+            },
+            Request::Stream { process, stream } => match self.stream(&process, stream) {
+                Ok(next) => (Ok(Answer::Done), next),
+                Err(failure) => (Err(failure), Next::Close),
+            },
+            request => (self.answer(request).await, Next::Close),
+        };
+        if connection.write_frame(&reply).await.is_err() {
+            return;
+        }
+        if let Next::Stream(process, stream, end) = next {
+            stdio::carry(&connection, &process, stream, end).await;
+        }
+    }
+
+    async fn answer(&self, request: Request) -> Reply {
+        match request {
+            Request::Hello { version } => hello(version),
+            Request::CreateContainer(wanted) => self.create(*wanted).await,
+            Request::StartContainer { container } => {
+                self.container(&container)?.start().await?;
+                Ok(Answer::Done)
+            }
+            Request::Exec { process, spec } => {
+                let container = self.container(&process.container)?;
+                let Some(name) = &process.exec else {
+                    return Err(invalid("an exec needs a name".to_owned()));
+                };
+                let process = container.exec(self.host(), name, *spec).await?;
+                Ok(Answer::Process { pid: process.pid() })
+            }
+            Request::Signal {
+                process,
+                signal,
+                all,
+            } => self.signal(&process, signal, all),
+            Request::Resize { process, size } => {
+                let found = self.container(&process.container)?.process(&process)?;
+                match found.resize(size) {
+                    Ok(true) => Ok(Answer::Done),
+                    Ok(false) => Err(not_found(format!("{} has no terminal", name_of(&process)))),
+                    Err(error) => Err(system(&error)),
+                }
+            }
+            Request::ListProcesses { container } => {
+                Ok(Answer::Processes(self.container(&container)?.processes()?))
+            }
+            Request::Pause { container } => {
+                self.container(&container)?.pause().await?;
+                Ok(Answer::Done)
+            }
+            Request::Resume { container } => {
+                self.container(&container)?.resume().await?;
+                Ok(Answer::Done)
+            }
+            Request::RemoveContainer { container } => self.remove(&container).await,
+            Request::Shutdown => self.shut_down().await,
+            Request::Wait { process } => self.wait(&process).await,
+            // Turned into a stream by the caller, who holds the connection.
+            Request::Stream { process, stream } => {
+                self.stream(&process, stream).map(|_| Answer::Done)
+            }
+        }
+    }
+
+    fn host(&self) -> Host<'_> {
+        Host {
+            environment: &self.environment,
+            reaper: &self.reaper,
+        }
+    }
+
+    fn container(&self, id: &str) -> Result<Rc<Container>, Failure> {
+        let containers = self.containers.borrow();
+        let found = containers.get(id).and_then(Option::clone);
+        found.ok_or_else(|| not_found(format!("container {id:?} does not exist")))
+    }
+
+    async fn create(&self, wanted: CreateContainer) -> Reply {
+        self.share.mounted().map_err(|error| system(&error))?;
+        crate::guest::mount_lazily(&wanted.mounts).map_err(|error| system(&error))?;
+        let id = wanted.id.clone();
+        if self.containers.borrow().contains_key(&id) {
+            return Err(Failure {
+                kind: FailureKind::Exists,
+                message: format!("container {id:?} exists already"),
+            });
+        }
+        self.containers.borrow_mut().insert(id.clone(), None);
+        let created = Container::create(self.host(), wanted).await;
+        let mut containers = self.containers.borrow_mut();
+        match created {
+            Ok(container) => {
+                let pid = container.init().pid();
+                let watched = Rc::clone(&container);
+                spawn_local(async move { watched.end_with_init().await });
+                containers.insert(id, Some(container));
+                Ok(Answer::Process { pid })
+            }
+            Err(error) => {
+                containers.remove(&id);
+                Err(error.into())
+            }
+        }
+    }
+
+    fn signal(&self, name: &ProcessRef, signal: i32, all: bool) -> Reply {
+        if !SIGNALS.contains(&signal) {
+            return Err(invalid(format!("signal {signal} is not one of 1 to 64")));
+        }
+        let container = self.container(&name.container)?;
+        let process = container.process(name)?;
+        if all {
+            container.signal_all(signal)?;
+        } else {
+            container.signal(&process, signal)?;
+        }
+        Ok(Answer::Done)
+    }
+
+    async fn wait(&self, name: &ProcessRef) -> Reply {
+        let container = self.container(&name.container)?;
+        Ok(Answer::Exited(container.wait(name).await?))
+    }
+
+    fn stream(&self, name: &ProcessRef, stream: StdStream) -> Result<Next, Failure> {
+        use crate::process::StreamError;
+        let process = self.container(&name.container)?.process(name)?;
+        match process.take_stream(stream) {
+            Ok(end) => Ok(Next::Stream(process, stream, end)),
+            Err(error) => Err(Failure {
+                kind: match error {
+                    StreamError::Absent(_) => FailureKind::NotFound,
+                    StreamError::Attached(_) => FailureKind::Exists,
+                },
+                message: format!("{} {error}", name_of(name)),
+            }),
+        }
+    }
+
+    async fn remove(&self, id: &str) -> Reply {
+        let container = self.container(id)?;
+        container.remove().await?;
+        self.containers.borrow_mut().remove(id);
+        Ok(Answer::Done)
+    }
+
+    async fn shut_down(&self) -> Reply {
+        let containers: Vec<Rc<Container>> = {
+            let containers = self.containers.borrow();
+            containers.values().flatten().cloned().collect()
+        };
+        let mut ended: Result<(), ContainerError> = Ok(());
+        for container in containers {
+            // Data is written back even if a process does not end.
+            ended = ended.and(container.end_all().await);
+        }
+        self.share.write_back();
+        ended?;
+        Ok(Answer::Done)
+    }
+}
+
+fn hello(version: u32) -> Reply {
+    if version != VERSION {
+        return Err(Failure {
+            kind: FailureKind::Version,
+            message: format!("the agent speaks version {VERSION}, the runtime version {version}"),
+        });
+    }
+    let release = rustix::system::uname();
+    Ok(Answer::Hello {
+        version: VERSION,
+        kernel_release: release.release().to_string_lossy().into_owned(),
+    })
+}
+
+fn name_of(process: &ProcessRef) -> String {
+    match &process.exec {
+        Some(exec) => format!("exec {exec:?} of container {:?}", process.container),
+        None => format!("container {:?}", process.container),
+    }
+}
+
+fn not_found(message: String) -> Failure {
+    Failure {
+        kind: FailureKind::NotFound,
+        message,
+    }
+}
+
+fn invalid(message: String) -> Failure {
+    Failure {
+        kind: FailureKind::Invalid,
+        message,
+    }
+}
+
+fn system(error: &dyn std::error::Error) -> Failure {
+    Failure {
+        kind: FailureKind::System,
+        message: crate::errno::chain(error),
+    }
+}
