@@ -5,12 +5,12 @@
 use std::{
     collections::{HashMap, VecDeque},
     io,
-    os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
 };
 
 use rustix::net::SocketFlags;
-use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::epoll::EventSet;
 
 use super::{
     CONNECTIONS_MAX, GUEST_CONNECTIONS_MAX, HOST_CID, HOST_PORT_FIRST, HOST_PORT_LAST,
@@ -19,52 +19,9 @@ use super::{
     device::{Counters, Endpoints},
     link::{Link, Ports},
     packet::{Header, TYPE_STREAM, TxPacket, op},
+    poller::{Poller, Token, is_end, socket_events},
     socket::{self, GuestSlices, Line},
 };
-
-/// What an epoll event is about.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Token {
-    /// The worker is to stop.
-    Stop,
-    /// The driver made buffers available.
-    Queue,
-    /// A client connects.
-    Listener,
-    /// The socket in this slot.
-    Slot(usize),
-}
-
-const FIRST_SLOT: u64 = 3;
-
-/// What a connection's socket is watched for. Edge-triggered: what an event told is remembered
-/// until it was used up, and a stalled connection takes no system calls.
-fn socket_events() -> EventSet {
-    EventSet::IN | EventSet::READ_HANG_UP | EventSet::EDGE_TRIGGERED
-}
-
-impl Token {
-    /// As `epoll_event.data`.
-    pub(super) fn data(self) -> u64 {
-        match self {
-            Self::Stop => 0,
-            Self::Queue => 1,
-            Self::Listener => 2,
-            Self::Slot(index) => FIRST_SLOT + index as u64,
-        }
-    }
-
-    /// From `epoll_event.data`.
-    pub(super) fn from_data(data: u64) -> Self {
-        match data {
-            0 => Self::Stop,
-            1 => Self::Queue,
-            2 => Self::Listener,
-            // Only `data` makes these numbers, of indices that fit.
-            slot => Self::Slot((slot - FIRST_SLOT) as usize),
-        }
-    }
-}
 
 /// A socket and what it is for.
 #[derive(Debug)]
@@ -81,7 +38,7 @@ pub(super) struct Backend {
     guest_cid: u32,
     endpoints: Arc<Endpoints>,
     counters: Arc<Counters>,
-    epoll: Epoll,
+    poller: Poller,
     slots: Vec<Option<Slot>>,
     free: Vec<usize>,
     by_ports: HashMap<Ports, usize>,
@@ -111,7 +68,7 @@ impl Backend {
             guest_cid,
             endpoints,
             counters,
-            epoll: Epoll::new()?,
+            poller: Poller::new()?,
             slots: Vec::new(),
             free: Vec::new(),
             by_ports: HashMap::new(),
@@ -125,38 +82,14 @@ impl Backend {
         Ok(backend)
     }
 
+    /// What the worker waits on.
+    pub(super) fn poller(&self) -> &Poller {
+        &self.poller
+    }
+
     /// The port the next connection of the host gets, if it is free.
     pub(super) fn next_host_port(&self) -> u32 {
         self.next_host_port
-    }
-
-    /// Watches `fd` for `events`.
-    ///
-    /// # Errors
-    /// When the kernel is out of memory or of watches.
-    pub(super) fn watch(&self, fd: RawFd, events: EventSet, token: Token) -> io::Result<()> {
-        let event = EpollEvent::new(events, token.data());
-        self.epoll.ctl(ControlOperation::Add, fd, event)
-    }
-
-    /// Watches `fd` no longer.
-    pub(super) fn unwatch(&self, fd: RawFd) {
-        // Fails only for a descriptor that is not watched.
-        let _ = self
-            .epoll
-            .ctl(ControlOperation::Delete, fd, EpollEvent::default());
-    }
-
-    /// Waits for events, or only looks for some. Returns how many came.
-    ///
-    /// # Errors
-    /// Never, as the epoll instance is ours; passed on all the same.
-    pub(super) fn wait(&self, events: &mut [EpollEvent], block: bool) -> io::Result<usize> {
-        let timeout_ms = if block { -1 } else { 0 };
-        match self.epoll.wait(timeout_ms, events) {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-            result => result,
-        }
     }
 
     /// Takes clients in again, if it had stopped.
@@ -166,14 +99,14 @@ impl Backend {
     pub(super) fn listen(&mut self) -> io::Result<()> {
         if !self.listening && self.has_room() {
             let fd = self.endpoints.listener.as_raw_fd();
-            self.watch(fd, EventSet::IN, Token::Listener)?;
+            self.poller.watch(fd, EventSet::IN, Token::Listener)?;
             self.listening = true;
         }
         Ok(())
     }
 
     fn stop_listening(&mut self) {
-        self.unwatch(self.endpoints.listener.as_raw_fd());
+        self.poller.unwatch(self.endpoints.listener.as_raw_fd());
         self.listening = false;
     }
 
@@ -204,7 +137,8 @@ impl Backend {
         let Some(index) = self.insert(Slot::Client(client)) else {
             return;
         };
-        if let Line::Connect(port) = line {
+        if let Line::Connect { port, .. } = line {
+            // Bytes behind the line are the first event of the socket, which is watched now.
             self.connect(index, port);
         }
     }
@@ -219,7 +153,7 @@ impl Backend {
             Slot::Client(client) => Some(client.as_raw_fd()),
             Slot::Link(link) => link.descriptor(),
         };
-        let watched = fd.map(|fd| self.watch(fd, socket_events(), Token::Slot(index)));
+        let watched = fd.map(|fd| self.poller.watch(fd, socket_events(), Token::Slot(index)));
         if let Some(Ok(())) = watched {
             self.slots[index] = Some(slot);
             Some(index)
@@ -231,14 +165,18 @@ impl Backend {
 
     /// An event of the socket in slot `index`.
     pub(super) fn socket_event(&mut self, index: usize, events: u32) {
-        let has = |set: EventSet| events & set.bits() != 0;
         match self.slots.get_mut(index) {
             Some(Some(Slot::Client(client))) => match socket::read_line(client.as_fd()) {
-                Line::Connect(port) => self.connect(index, port),
-                Line::Refused => self.release(index),
-                Line::Unfinished if has(EventSet::READ_HANG_UP | EventSet::HANG_UP) => {
-                    self.release(index);
+                Line::Connect { port, more } => {
+                    self.connect(index, port);
+                    if let Some(link) = self.link(index) {
+                        // The event was for all that is there, not only for the line.
+                        link.inherit_event(events, more);
+                        self.settle(index);
+                    }
                 }
+                Line::Refused => self.release(index),
+                Line::Unfinished if is_end(events) => self.release(index),
                 Line::Unfinished => {}
             },
             Some(Some(Slot::Link(link))) => {
@@ -477,9 +415,8 @@ impl Backend {
         } else {
             EventSet::empty()
         };
-        let event = EpollEvent::new(socket_events() | room, Token::Slot(index).data());
-        // Changing a watch takes no memory: it cannot fail for a socket that is watched.
-        let _ = self.epoll.ctl(ControlOperation::Modify, fd, event);
+        self.poller
+            .change(fd, socket_events() | room, Token::Slot(index));
     }
 
     /// Empties slot `index`.

@@ -15,6 +15,7 @@ use super::{
     HOST_CID,
     connection::Connection,
     packet::{Header, TYPE_STREAM},
+    poller::is_end,
     socket::{self, GuestSlices},
 };
 
@@ -89,13 +90,20 @@ impl Link {
     /// Takes in what epoll says of the socket.
     pub(super) fn socket_event(&mut self, events: u32) {
         let has = |set: EventSet| events & set.bits() != 0;
-        self.ends |= has(EventSet::READ_HANG_UP | EventSet::HANG_UP);
+        self.ends |= is_end(events);
         self.hung_up |= has(EventSet::HANG_UP);
         self.readable |=
             has(EventSet::IN | EventSet::READ_HANG_UP | EventSet::HANG_UP | EventSet::ERROR);
         if has(EventSet::OUT) {
             self.flush();
         }
+    }
+
+    /// Takes in what epoll said before the socket was a connection's; `more` tells whether there
+    /// are bytes left of which it spoke.
+    pub(super) fn inherit_event(&mut self, events: u32, more: bool) {
+        self.socket_event(events & !EventSet::IN.bits());
+        self.readable |= more;
     }
 
     /// Tells the host process that the guest accepted its connection.

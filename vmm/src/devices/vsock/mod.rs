@@ -38,6 +38,7 @@ mod connection;
 mod device;
 mod link;
 mod packet;
+mod poller;
 mod queue;
 mod socket;
 mod worker;

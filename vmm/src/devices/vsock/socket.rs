@@ -187,8 +187,13 @@ pub(super) fn send_ring(socket: BorrowedFd<'_>, ring: &mut VecDeque<u8>) -> io::
 /// What is to be read of a client that has just connected.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Line {
-    /// Its line, with the port it wants.
-    Connect(u32),
+    /// Its line.
+    Connect {
+        /// The port it wants.
+        port: u32,
+        /// Whether there may be bytes behind the line already.
+        more: bool,
+    },
     /// The beginning of a line, or nothing yet.
     Unfinished,
     /// Something else, or the end.
@@ -204,14 +209,19 @@ pub(super) fn read_line(client: BorrowedFd<'_>) -> Line {
         Err(rustix::io::Errno::AGAIN) => return Line::Unfinished,
         Err(_) => return Line::Refused,
     };
-    let (line, length) = parse_line(seen);
-    if let Line::Connect(_) = line {
-        let mut taken = [0; LINE_BYTES_MAX];
-        if receive(client, &mut taken[..length], RecvFlags::empty()) != Ok(length) {
-            return Line::Refused;
+    match parse_line(seen) {
+        Parsed::Unfinished => Line::Unfinished,
+        Parsed::Refused => Line::Refused,
+        Parsed::Connect { port, length } => {
+            let more = seen.len() > length || seen.len() == LINE_BYTES_MAX;
+            let mut taken = [0; LINE_BYTES_MAX];
+            if receive(client, &mut taken[..length], RecvFlags::empty()) == Ok(length) {
+                Line::Connect { port, more }
+            } else {
+                Line::Refused
+            }
         }
     }
-    line
 }
 
 fn receive(
@@ -225,35 +235,53 @@ fn receive(
     .map(|(count, _)| count)
 }
 
-/// The line at the start of `seen`, and its length.
-pub(super) fn parse_line(seen: &[u8]) -> (Line, usize) {
+/// What the first bytes of a client are.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Parsed {
+    /// A line of `length` bytes that asks for `port`.
+    Connect {
+        /// The guest's port.
+        port: u32,
+        /// With the newline.
+        length: usize,
+    },
+    /// The beginning of one.
+    Unfinished,
+    /// Anything else.
+    Refused,
+}
+
+/// Reads the line at the start of `seen`.
+pub(super) fn parse_line(seen: &[u8]) -> Parsed {
     const COMMAND: &[u8] = b"CONNECT ";
     let common = seen.len().min(COMMAND.len());
     if seen[..common] != COMMAND[..common] {
-        return (Line::Refused, 0);
+        return Parsed::Refused;
     }
-    let mut port: Option<u32> = None;
+    let mut number: Option<u32> = None;
     for (position, byte) in seen.iter().enumerate().skip(COMMAND.len()) {
-        match (byte, port) {
+        match (byte, number) {
             (b'0'..=b'9', _) => {
                 let digit = u32::from(byte - b'0');
-                let Some(longer) = port
+                number = number
                     .unwrap_or(0)
                     .checked_mul(10)
-                    .and_then(|tens| tens.checked_add(digit))
-                else {
-                    return (Line::Refused, 0);
-                };
-                port = Some(longer);
+                    .and_then(|tens| tens.checked_add(digit));
+                if number.is_none() {
+                    return Parsed::Refused;
+                }
             }
-            (b'\n', Some(port)) => return (Line::Connect(port), position + 1),
-            _ => return (Line::Refused, 0),
+            (b'\n', Some(port)) => {
+                let length = position + 1;
+                return Parsed::Connect { port, length };
+            }
+            _ => return Parsed::Refused,
         }
     }
     if seen.len() < LINE_BYTES_MAX {
-        (Line::Unfinished, 0)
+        Parsed::Unfinished
     } else {
-        (Line::Refused, 0)
+        Parsed::Refused
     }
 }
 

@@ -12,9 +12,10 @@ use vmm_sys_util::{
 
 use super::{
     EVENT_QUEUE, RX_BUDGET, RX_QUEUE, TURN_BUFFERS_MAX, TX_BUDGET, TX_QUEUE,
-    backend::{Backend, Token},
+    backend::Backend,
     device::Counters,
     packet::{self, ChainError, HEADER_BYTES, Header, RxBuffers, op},
+    poller::Token,
     queue::{ServeError, Served},
     socket::{self, GuestSlices},
 };
@@ -90,6 +91,7 @@ impl VsockWorker {
     fn watch(&self, stop: &EventFd) -> io::Result<()> {
         let edge = EventSet::IN | EventSet::EDGE_TRIGGERED;
         self.backend
+            .poller()
             .watch(stop.as_raw_fd(), EventSet::IN, Token::Stop)?;
         // Edge-triggered and never read: each notification is one event, for one system call.
         for served in [Some(&self.rx), Some(&self.tx), self.event.as_ref()]
@@ -97,18 +99,20 @@ impl VsockWorker {
             .flatten()
         {
             let fd = served.active.notified.as_raw_fd();
-            self.backend.watch(fd, edge, Token::Queue)?;
+            self.backend.poller().watch(fd, edge, Token::Queue)?;
         }
         Ok(())
     }
 
     fn unwatch(&self, stop: &EventFd) {
-        self.backend.unwatch(stop.as_raw_fd());
+        self.backend.poller().unwatch(stop.as_raw_fd());
         for served in [Some(&self.rx), Some(&self.tx), self.event.as_ref()]
             .into_iter()
             .flatten()
         {
-            self.backend.unwatch(served.active.notified.as_raw_fd());
+            self.backend
+                .poller()
+                .unwatch(served.active.notified.as_raw_fd());
         }
     }
 
@@ -121,6 +125,7 @@ impl VsockWorker {
         loop {
             let count = self
                 .backend
+                .poller()
                 .wait(&mut events, !more)
                 .map_err(ServeError::Wait)?;
             self.counters.woken_up();

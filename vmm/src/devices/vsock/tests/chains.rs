@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use super::super::{
     packet::{self, ChainError, HEADER_BYTES, Header, RxBuffers, op},
-    socket::{GuestSlices, Line, parse_line},
+    socket::{GuestSlices, Parsed, parse_line},
 };
 use super::guest::{Guest, Peer, pattern};
 use crate::virtio::mock::{Buffer, MEMORY_BYTES, RINGS_START, Ring};
@@ -146,9 +146,10 @@ proptest! {
     fn lines_of_any_port_are_read(port in any::<u32>(), rest in any::<Vec<u8>>()) {
         let line = format!("CONNECT {port}\n");
         let seen = [line.as_bytes(), &rest].concat();
-        prop_assert_eq!(parse_line(&seen), (Line::Connect(port), line.len()));
+        let length = line.len();
+        prop_assert_eq!(parse_line(&seen), Parsed::Connect { port, length });
         for cut in 0..line.len() {
-            prop_assert_eq!(parse_line(&seen[..cut]).0, Line::Unfinished);
+            prop_assert_eq!(parse_line(&seen[..cut]), Parsed::Unfinished);
         }
     }
 
@@ -156,7 +157,7 @@ proptest! {
     fn no_line_makes_the_parser_panic(seen in any::<Vec<u8>>(), digits in "[0-9 \n]{0,14}") {
         parse_line(&seen);
         let line = format!("CONNECT {digits}");
-        if let (Line::Connect(port), length) = parse_line(line.as_bytes()) {
+        if let Parsed::Connect { port, length } = parse_line(line.as_bytes()) {
             prop_assert!(line[..length].ends_with('\n'));
             prop_assert_eq!(line[8..length - 1].parse::<u32>().unwrap(), port);
         }

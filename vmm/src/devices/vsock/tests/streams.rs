@@ -67,6 +67,27 @@ fn request_right_behind_the_line_reaches_the_guest_at_once() {
 }
 
 #[test]
+fn what_comes_with_the_end_of_the_line_is_not_forgotten() {
+    let mut guest = Guest::new(&[]);
+    let mut client = guest.client();
+    client.write_all(b"CONN").unwrap();
+    std::thread::sleep(QUIET);
+    client.write_all(b"ECT 7\nrequest").unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let (request, _) = guest.expect(op::REQUEST);
+    guest.expect_quiet();
+    let peer = Peer::of(&request, 4096);
+    guest.send(peer.header(op::RESPONSE), &[]);
+    assert_eq!(guest.expect(op::RW).1, b"request");
+    assert_eq!(guest.expect(op::SHUTDOWN).0.flags, SHUTDOWN_SEND);
+    guest.send(peer.header(op::RW), b"reply");
+    guest.send(peer.shutdown(SHUTDOWN_BOTH), &[]);
+    let mut reply = String::new();
+    client.read_to_string(&mut reply).unwrap();
+    assert_eq!(reply, format!("OK {}\nreply", request.src_port));
+}
+
+#[test]
 fn guest_refuses() {
     let mut guest = Guest::new(&[]);
     let mut client = guest.client_for(9);
