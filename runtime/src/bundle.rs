@@ -1,0 +1,192 @@
+//! A bundle: the directory with `config.json`. Reads and parses it; what the fields mean is the
+//! plan's business.
+
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{Process, Spec};
+use serde::de::DeserializeOwned;
+
+/// Largest `config.json` that is read: containers with thousands of mounts stay below 1 MiB.
+const CONFIG_MAX_BYTES: u64 = 16 << 20;
+
+/// A bundle, parsed.
+#[derive(Debug)]
+pub(crate) struct Bundle {
+    /// Absolute path of the directory, symbolic links resolved.
+    pub(crate) path: PathBuf,
+    /// The content of `config.json`.
+    pub(crate) spec: Spec,
+}
+
+/// Why a bundle cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum BundleError {
+    /// The directory is not there.
+    #[error("bundle {}", path.display())]
+    Directory {
+        /// As given.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// There is no `config.json`.
+    #[error("JSON specification file {} not found", path.display())]
+    NotFound {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is larger than any honest one.
+    #[error("{} exceeds {CONFIG_MAX_BYTES} bytes", path.display())]
+    TooLong {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is not JSON, or a field has the wrong type.
+    #[error("{}: {field}{message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Field with a colon and a blank, or empty when the whole file is meant.
+        field: String,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl Bundle {
+    /// Reads `config.json` of the bundle at `path`.
+    ///
+    /// # Errors
+    /// [`BundleError`].
+    pub(crate) fn load(path: &Path) -> Result<Self, BundleError> {
+        let path = path
+            .canonicalize()
+            .map_err(|source| BundleError::Directory {
+                path: path.to_owned(),
+                source,
+            })?;
+        let spec = read_json(&path.join("config.json"))?;
+        Ok(Self { path, spec })
+    }
+
+    /// A path of the spec: absolute, or relative to the bundle.
+    pub(crate) fn resolve(&self, path: &Path) -> PathBuf {
+        self.path.join(path)
+    }
+}
+
+/// Reads the `process.json` of `exec --process`.
+///
+/// # Errors
+/// [`BundleError`].
+pub(crate) fn load_process(path: &Path) -> Result<Process, BundleError> {
+    read_json(path)
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
+    let text = read_bounded(path)?;
+    serde_json::from_slice(&text).map_err(|error| name_field::<T>(path, &text, &error))
+}
+
+fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
+    use std::io::Read as _;
+
+    let read = |source: std::io::Error| {
+        let path = path.to_owned();
+        if source.kind() == std::io::ErrorKind::NotFound {
+            BundleError::NotFound { path }
+        } else {
+            BundleError::Read { path, source }
+        }
+    };
+    let file = std::fs::File::open(path).map_err(read)?;
+    let size = file.metadata().map_err(read)?.len();
+    let mut text = Vec::with_capacity(usize::try_from(size.min(CONFIG_MAX_BYTES)).unwrap_or(0) + 1);
+    file.take(CONFIG_MAX_BYTES + 1)
+        .read_to_end(&mut text)
+        .map_err(read)?;
+    if text.len() as u64 > CONFIG_MAX_BYTES {
+        return Err(BundleError::TooLong {
+            path: path.to_owned(),
+        });
+    }
+    Ok(text)
+}
+
+/// Parses `text` once more, this time keeping track of the field: too slow for the good case.
+fn name_field<T: DeserializeOwned>(
+    path: &Path,
+    text: &[u8],
+    error: &serde_json::Error,
+) -> BundleError {
+    let mut deserializer = serde_json::Deserializer::from_slice(text);
+    let (field, message) = match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
+        Err(error) if names_a_field(&error.path().to_string()) => {
+            (format!("{}: ", error.path()), error.inner().to_string())
+        }
+        Err(error) => (String::new(), error.inner().to_string()),
+        // The value is fine, so what follows it is not.
+        Ok(_) => (String::new(), error.to_string()),
+    };
+    BundleError::Parse {
+        path: path.to_owned(),
+        field,
+        message,
+    }
+}
+
+/// `.` stands for the whole value and `?` for a field that could not be told.
+fn names_a_field(path: &str) -> bool {
+    !matches!(path, "." | "?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(config: &str) -> Result<Bundle, String> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("config.json"), config).unwrap();
+        let name = format!("{}/config.json: ", directory.path().display());
+        Bundle::load(directory.path()).map_err(|error| error.to_string().replace(&name, ""))
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (config, message) in [
+            (
+                r#"{"process":{"user":{"uid":"x"},"cwd":"/"}}"#,
+                "process.user.uid: invalid type: string \"x\", expected u32 at line 1 column 29",
+            ),
+            (
+                r#"{"process":{"user":{},"args":[]}}"#,
+                "process: missing field `cwd` at line 1 column 32",
+            ),
+            ("{", "EOF while parsing an object at line 1 column 1"),
+            ("{} x", "trailing characters at line 1 column 4"),
+        ] {
+            assert_eq!(load(config).unwrap_err(), message);
+        }
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let error = Bundle::load(directory.path()).unwrap_err().to_string();
+        let path = directory.path().join("config.json");
+        assert_eq!(
+            error,
+            format!("JSON specification file {} not found", path.display())
+        );
+    }
+}

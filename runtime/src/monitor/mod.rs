@@ -1,0 +1,462 @@
+//! The monitor: the process that stands for a container, or for a detached exec. The command line
+//! forks it and learns from it, through a pipe, that the process was created, or why not; then it
+//! carries the process's streams and signals, and exits as the process did.
+//!
+//! It is forked and not executed: the plan is at hand, and pages that neither side writes to are
+//! shared. The command line has no threads, which [`sys::fork`] makes sure of.
+
+use std::{
+    io::{self, PipeReader, PipeWriter, Read as _, Write as _},
+    os::{
+        fd::{AsFd, AsRawFd, RawFd},
+        unix::net::UnixStream,
+    },
+    time::Instant,
+};
+
+use lazaret_protocol::agent::{ExitStatus, ProcessRef, Request};
+
+use crate::{
+    agent::{Agent, AgentError},
+    config::Config,
+    log,
+    plan::Plan,
+    process::ProcessId,
+    share::{Share, ShareError},
+    signals,
+    state::{Phase, Record, StateDir, StateError},
+    sys::{self, Fork},
+    terminal::{self, TerminalError},
+};
+
+pub(crate) mod session;
+pub(crate) mod stdio;
+mod vm;
+
+use session::{HostStreams, Session, SessionError};
+use vm::{Vm, VmError};
+
+/// Exit code of a monitor whose sandbox was lost, as runc's for a container it lost.
+pub(crate) const LOST: u8 = 255;
+
+/// First byte of the report: all is well.
+const CREATED: u8 = b'+';
+/// First byte of the report: what follows says why not.
+const FAILED: u8 = b'-';
+
+/// Why the monitor has no process to stand for.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MonitorError {
+    /// The VM could not be started.
+    #[error(transparent)]
+    Vm(#[from] VmError),
+    /// The files could not be shared.
+    #[error(transparent)]
+    Share(#[from] ShareError),
+    /// The agent could not make the container.
+    #[error(transparent)]
+    Agent(#[from] AgentError),
+    /// The streams could not be attached.
+    #[error(transparent)]
+    Session(#[from] SessionError),
+    /// The terminal could not be made.
+    #[error(transparent)]
+    Terminal(#[from] TerminalError),
+    /// The state could not be written.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// Something on the host failed.
+    #[error("cannot {action}")]
+    Host {
+        /// What was being done.
+        action: &'static str,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The command line has gone.
+    #[error("interrupted")]
+    Interrupted,
+    /// What the monitor reported, seen from the command line.
+    #[error("{message}")]
+    Reported {
+        /// Its whole chain of errors.
+        message: String,
+    },
+    /// The monitor ended without a report.
+    #[error("the monitor process ended unexpectedly")]
+    Died,
+}
+
+fn host_error<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> MonitorError {
+    move |source| MonitorError::Host {
+        action,
+        source: source.into(),
+    }
+}
+
+/// A container to create.
+pub(crate) struct ContainerJob<'a> {
+    /// Its directory, locked.
+    pub(crate) dir: &'a StateDir,
+    /// What to do.
+    pub(crate) plan: Plan,
+    /// Where things are.
+    pub(crate) config: &'a Config,
+    /// The record to write; the monitor fills in the processes.
+    pub(crate) record: Record,
+    /// Socket that wants the pty.
+    pub(crate) console: Option<UnixStream>,
+    /// Whether the process is released at once.
+    pub(crate) start: bool,
+}
+
+/// A process to run beside a container's own.
+pub(crate) struct ExecJob<'a> {
+    /// The container's directory.
+    pub(crate) dir: &'a StateDir,
+    /// The process.
+    pub(crate) process: ProcessRef,
+    /// What to run.
+    pub(crate) spec: lazaret_protocol::container::Process,
+    /// Socket that wants the pty.
+    pub(crate) console: Option<UnixStream>,
+}
+
+/// Forks the monitor of a container and waits until the container is created.
+///
+/// # Errors
+/// [`MonitorError`]; nothing of the container is left then.
+pub(crate) fn create(job: ContainerJob<'_>) -> Result<i32, MonitorError> {
+    let dir = job.dir;
+    let mut keep = vec![dir.as_fd().as_raw_fd()];
+    keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
+    let result = fork(&keep, |report| monitor_container(job, report));
+    if matches!(result, Err(MonitorError::Died)) {
+        // It had no time to clean up. The VM ends with it, by its lifeline.
+        if let Err(error) = dir.remove() {
+            tracing::warn!("{error}");
+        }
+    }
+    result
+}
+
+/// Forks the monitor of an exec and waits until the process runs.
+///
+/// # Errors
+/// [`MonitorError`].
+pub(crate) fn exec(job: ExecJob<'_>) -> Result<i32, MonitorError> {
+    let mut keep = vec![job.dir.as_fd().as_raw_fd()];
+    keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
+    fork(&keep, |report| monitor_exec(job, report))
+}
+
+/// Runs `body` in a new process of its own session and waits for its report.
+fn fork(keep: &[RawFd], body: impl FnOnce(PipeWriter) -> u8) -> Result<i32, MonitorError> {
+    let (reader, writer) = io::pipe().map_err(host_error("make a pipe"))?;
+    match sys::fork().map_err(host_error("fork the monitor"))? {
+        Fork::Parent(pid) => {
+            drop(writer);
+            read_report(reader, pid)
+        }
+        Fork::Child => {
+            drop(reader);
+            let code = match prepare(keep, &writer) {
+                Ok(()) => body(writer),
+                Err(error) => {
+                    report_failure(writer, &error);
+                    1
+                }
+            };
+            std::process::exit(code.into())
+        }
+    }
+}
+
+fn prepare(keep: &[RawFd], report: &PipeWriter) -> Result<(), MonitorError> {
+    signals::block();
+    let mut keep = keep.to_vec();
+    keep.push(report.as_raw_fd());
+    keep.extend(log::file());
+    sys::close_others(&keep).map_err(host_error("close inherited descriptors"))?;
+    rustix::process::setsid().map_err(host_error("start a session"))?;
+    // Keep nobody's directory busy.
+    rustix::process::chdir("/").map_err(host_error("leave the directory"))?;
+    // Seen by `ps`; nothing depends on it.
+    let _ = rustix::thread::set_name(c"lazaret-monitor");
+    Ok(())
+}
+
+fn read_report(mut reader: PipeReader, pid: i32) -> Result<i32, MonitorError> {
+    let mut report = Vec::new();
+    reader
+        .read_to_end(&mut report)
+        .map_err(host_error("hear from the monitor"))?;
+    let error = match report.split_first() {
+        Some((&CREATED, _)) => return Ok(pid),
+        Some((_, message)) => MonitorError::Reported {
+            message: String::from_utf8_lossy(message).into_owned(),
+        },
+        None => MonitorError::Died,
+    };
+    // It is ending; so that nothing is left behind when the caller hears of it.
+    let pid = rustix::process::Pid::from_raw(pid);
+    let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
+    Err(error)
+}
+
+fn report_failure(mut report: PipeWriter, error: &MonitorError) {
+    let mut message = vec![FAILED];
+    message.extend(log::chain(error).into_bytes());
+    // Nobody listens any more: then nobody needs to know.
+    let _ = report.write_all(&message);
+}
+
+fn report_created(mut report: PipeWriter) -> Result<(), MonitorError> {
+    report
+        .write_all(&[CREATED])
+        .map_err(|_| MonitorError::Interrupted)
+}
+
+/// A container, created.
+struct Created {
+    vm: Vm,
+    session: Session,
+}
+
+fn monitor_container(mut job: ContainerJob<'_>, report: PipeWriter) -> u8 {
+    let mut share = None;
+    let result = create_container(&mut job, &mut share)
+        .and_then(|created| report_or_give_back(created, &report));
+    let created = match result {
+        Ok(created) => created,
+        Err(error) => {
+            if let Some(share) = share {
+                share.unmount();
+            }
+            if let Err(error) = job.dir.remove() {
+                tracing::warn!("{error}");
+            }
+            report_failure(report, &error);
+            return 1;
+        }
+    };
+    drop(report);
+    run_container(job.dir, created)
+}
+
+fn report_or_give_back(created: Created, report: &PipeWriter) -> Result<Created, MonitorError> {
+    let report = report
+        .try_clone()
+        .map_err(host_error("report to the command line"))?;
+    report_created(report)?;
+    Ok(created)
+}
+
+fn create_container(
+    job: &mut ContainerJob<'_>,
+    share_slot: &mut Option<Share>,
+) -> Result<Created, MonitorError> {
+    let since = Instant::now();
+    let plan = &job.plan;
+    let id = &plan.container.id;
+    bind_to_cpus(&plan.host.cpus)?;
+    let share = share_slot.insert(Share::mount(job.dir.path())?);
+    let mut vm = Vm::start(job.config)?;
+    vm.launch(
+        plan.vm.clone(),
+        job.config,
+        job.dir,
+        share.top(),
+        plan.host.console.as_deref(),
+    )?;
+    // All this happens while the guest boots.
+    share.attach(id, &plan.host.shares)?;
+    let terminal = plan.container.process.terminal;
+    let streams = match (&job.console, terminal) {
+        (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
+        _ => HostStreams::Inherited,
+    };
+    job.record.monitor = own_id()?;
+    job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
+    vm.wait_ready(since, job.config.boot_timeout_ms)?;
+
+    let agent = Agent::new(job.dir);
+    let made = create_in_guest(job, agent, share, streams);
+    // A call that broke off because the guest did is best explained by the guest's end.
+    let session = made.map_err(|error| explain(error, &mut vm))?;
+    job.dir.write(&job.record)?;
+    job.dir.unlock();
+    Ok(Created { vm, session })
+}
+
+fn create_in_guest(
+    job: &mut ContainerJob<'_>,
+    agent: Agent,
+    share: &mut Share,
+    streams: HostStreams,
+) -> Result<Session, MonitorError> {
+    let container = &job.plan.container;
+    agent.call(&Request::CreateContainer(Box::new(container.clone())))?;
+    share.seal()?;
+    let process = ProcessRef {
+        container: container.id.clone(),
+        exec: None,
+    };
+    let session = Session::attach(agent.clone(), process, &container.process, streams)?;
+    release_standard_streams(container.process.terminal.is_some() && job.console.is_some())?;
+    if job.start {
+        agent.done(&Request::StartContainer {
+            container: container.id.clone(),
+        })?;
+        job.record.phase = Phase::Running;
+    }
+    Ok(session)
+}
+
+/// Lets go of the caller's streams, which the session has its own descriptors of: a reader must
+/// see their end when the container closes them, not when the monitor ends. Standard error stays
+/// for messages, unless the container is on a pty and the caller waits for nothing of it.
+fn release_standard_streams(also_stderr: bool) -> Result<(), MonitorError> {
+    let null = terminal::null().map_err(host_error("open /dev/null"))?;
+    let failed = || host_error("let go of the standard streams");
+    rustix::stdio::dup2_stdin(&null).map_err(failed())?;
+    rustix::stdio::dup2_stdout(&null).map_err(failed())?;
+    if also_stderr {
+        rustix::stdio::dup2_stderr(&null).map_err(failed())?;
+    }
+    Ok(())
+}
+
+fn bind_to_cpus(cpus: &[usize]) -> Result<(), MonitorError> {
+    if cpus.is_empty() {
+        return Ok(());
+    }
+    let mut set = rustix::thread::CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu);
+    }
+    rustix::thread::sched_setaffinity(None, &set)
+        .map_err(host_error("bind to the CPUs of linux.resources.cpu.cpus"))
+}
+
+fn own_id() -> Result<ProcessId, MonitorError> {
+    let pid = rustix::process::getpid().as_raw_nonzero().get();
+    ProcessId::of(pid).map_err(host_error("examine the monitor"))
+}
+
+/// Replaces a broken call by the reason why the VM ended, if it has.
+fn explain(error: MonitorError, vm: &mut Vm) -> MonitorError {
+    match &error {
+        MonitorError::Agent(agent) | MonitorError::Session(SessionError::Agent(agent))
+            if agent.is_broken() =>
+        {
+            vm.lost().into()
+        }
+        _ => error,
+    }
+}
+
+/// Stands for the container until its end; returns the exit code.
+fn run_container(dir: &StateDir, created: Created) -> u8 {
+    let Created { mut vm, session } = created;
+    match session.run() {
+        Ok(status) => {
+            store_exit(dir, status.shell_code());
+            // The container has ended: whether its guest still obeys changes nothing for it.
+            if let Err(error) = Agent::new(dir).done(&Request::Shutdown) {
+                tracing::debug!("{}", log::chain(&error));
+            }
+            vm.shut_down();
+            status.shell_code()
+        }
+        Err(error) => {
+            let error = explain(error.into(), &mut vm);
+            tracing::error!(
+                id = dir.id().as_str(),
+                "sandbox lost: {}",
+                log::chain(&error)
+            );
+            store_exit(dir, LOST);
+            LOST
+        }
+    }
+}
+
+/// Records the end, unless the container was deleted meanwhile.
+fn store_exit(dir: &StateDir, code: u8) {
+    let result = dir.lock().and_then(|()| {
+        let record = dir.read()?;
+        record.map_or(Ok(()), |mut record| {
+            record.phase = Phase::Stopped;
+            record.exit_code = Some(code);
+            dir.write(&record)
+        })
+    });
+    dir.unlock();
+    if let Err(error) = result {
+        tracing::debug!("{}", log::chain(&error));
+    }
+}
+
+fn monitor_exec(job: ExecJob<'_>, report: PipeWriter) -> u8 {
+    let session = match start_exec(&job) {
+        Ok(session) => session,
+        Err(error) => {
+            report_failure(report, &error);
+            return LOST;
+        }
+    };
+    if report_created(report).is_err() {
+        return LOST;
+    }
+    exit_code_of_exec(session.run(), job.dir)
+}
+
+fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
+    let terminal = job.spec.terminal;
+    let streams = match (&job.console, terminal) {
+        (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
+        _ => HostStreams::Inherited,
+    };
+    let session = exec_session(job.dir, &job.process, &job.spec, streams)?;
+    release_standard_streams(job.console.is_some())?;
+    Ok(session)
+}
+
+/// Runs a process in a container and attaches to it.
+///
+/// # Errors
+/// [`MonitorError`].
+pub(crate) fn exec_session(
+    dir: &StateDir,
+    process: &ProcessRef,
+    spec: &lazaret_protocol::container::Process,
+    streams: HostStreams,
+) -> Result<Session, MonitorError> {
+    let agent = Agent::new(dir);
+    agent.call(&Request::Exec {
+        process: process.clone(),
+        spec: Box::new(spec.clone()),
+    })?;
+    Ok(Session::attach(agent, process.clone(), spec, streams)?)
+}
+
+/// What an exec's session says about its exit code. A process whose container ended was killed
+/// with it, which the kernel would have reported as signal 9.
+pub(crate) fn exit_code_of_exec(result: Result<ExitStatus, SessionError>, dir: &StateDir) -> u8 {
+    match result {
+        Ok(status) => status.shell_code(),
+        Err(error) => {
+            let stopped = matches!(
+                dir.status(),
+                Ok((crate::state::Status::Stopped, _)) | Err(StateError::NotExist)
+            );
+            if stopped {
+                return ExitStatus::Signaled(9).shell_code();
+            }
+            tracing::error!("exec failed: {}", log::chain(&error));
+            LOST
+        }
+    }
+}

@@ -1,0 +1,177 @@
+//! Device nodes and device rules of a plan.
+
+use lazaret_protocol::container::{DeviceKind, DeviceNode, DeviceRule};
+use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
+
+use super::PlanError;
+
+/// Character devices that the guest's kernel has, as `(major, minors)`
+/// (`Documentation/admin-guide/devices.txt`).
+const GUEST_DEVICES: [(u32, std::ops::RangeInclusive<u32>); 12] = [
+    (1, 3..=3),          // null
+    (1, 5..=5),          // zero
+    (1, 7..=7),          // full
+    (1, 8..=8),          // random
+    (1, 9..=9),          // urandom
+    (1, 11..=11),        // kmsg
+    (5, 0..=0),          // tty
+    (5, 1..=1),          // console
+    (5, 2..=2),          // ptmx
+    (10, 200..=200),     // net/tun
+    (10, 229..=229),     // fuse
+    (136, 0..=u32::MAX), // pts/*
+];
+
+/// Permission bits of a node without `fileMode`, as runc's.
+const DEFAULT_MODE: u32 = 0o666;
+
+/// What every container may do with devices (runc's `AllowedDevices`): make any node, and use the
+/// ones that belong to every `/dev`. `(kind, major, minor, use)`.
+const ALWAYS_ALLOWED: [(DeviceKind, Option<u32>, Option<u32>, bool); 12] = [
+    (DeviceKind::Character, None, None, false),
+    (DeviceKind::Block, None, None, false),
+    (DeviceKind::Character, Some(1), Some(3), true),
+    (DeviceKind::Character, Some(1), Some(8), true),
+    (DeviceKind::Character, Some(1), Some(7), true),
+    (DeviceKind::Character, Some(5), Some(0), true),
+    (DeviceKind::Character, Some(1), Some(5), true),
+    (DeviceKind::Character, Some(1), Some(9), true),
+    (DeviceKind::Character, Some(136), None, true),
+    (DeviceKind::Character, Some(5), Some(2), true),
+    (DeviceKind::Character, Some(10), Some(200), true),
+    (DeviceKind::Character, Some(10), Some(229), true),
+];
+
+/// Translates `linux.devices`.
+///
+/// # Errors
+/// [`PlanError`], which names the device by its index.
+pub(super) fn nodes(linux: Option<&Linux>) -> Result<Vec<DeviceNode>, PlanError> {
+    let devices = linux
+        .and_then(|linux| linux.devices().as_deref())
+        .unwrap_or_default();
+    let node = |(index, device)| node(device, &format!("linux.devices[{index}]"));
+    devices.iter().enumerate().map(node).collect()
+}
+
+fn node(device: &LinuxDevice, field: &str) -> Result<DeviceNode, PlanError> {
+    let number = |name, value: i64| {
+        u32::try_from(value)
+            .map_err(|_| PlanError::invalid(format!("{field}.{name}"), "must be a device number"))
+    };
+    let kind = match device.typ() {
+        LinuxDeviceType::B => {
+            return Err(PlanError::unsupported(
+                field,
+                "a block device of the host is",
+            ));
+        }
+        LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
+        LinuxDeviceType::P => DeviceKind::Fifo,
+        LinuxDeviceType::A => {
+            return Err(PlanError::invalid(
+                format!("{field}.type"),
+                "must be one of c, b, u, p",
+            ));
+        }
+    };
+    let (major, minor) = (
+        number("major", device.major())?,
+        number("minor", device.minor())?,
+    );
+    let known = GUEST_DEVICES
+        .iter()
+        .any(|(known, minors)| *known == major && minors.contains(&minor));
+    if kind == DeviceKind::Character && !known {
+        return Err(PlanError::unsupported(
+            field,
+            format!("character device {major}:{minor}, which the guest kernel has not, is"),
+        ));
+    }
+    let path = device.path().to_str().filter(|path| path.starts_with('/'));
+    Ok(DeviceNode {
+        path: path
+            .ok_or_else(|| PlanError::invalid(format!("{field}.path"), "must be an absolute path"))?
+            .to_owned(),
+        kind,
+        major,
+        minor,
+        mode: device
+            .file_mode()
+            .map_or(DEFAULT_MODE, |mode| mode & 0o7777),
+        uid: device.uid().unwrap_or(0),
+        gid: device.gid().unwrap_or(0),
+    })
+}
+
+/// Translates `linux.resources.devices`: everything is denied but what the spec allows and what
+/// every container may.
+///
+/// # Errors
+/// [`PlanError`], which names the rule by its index.
+pub(super) fn rules(listed: &[LinuxDeviceCgroup]) -> Result<Vec<DeviceRule>, PlanError> {
+    let mut rules = vec![DeviceRule {
+        allow: false,
+        kind: None,
+        major: None,
+        minor: None,
+        read: true,
+        write: true,
+        mknod: true,
+    }];
+    for (index, device) in listed.iter().enumerate() {
+        rules.push(rule(device, &format!("linux.resources.devices[{index}]"))?);
+    }
+    rules.extend(
+        ALWAYS_ALLOWED.map(|(kind, major, minor, usable)| DeviceRule {
+            allow: true,
+            kind: Some(kind),
+            major,
+            minor,
+            read: usable,
+            write: usable,
+            mknod: true,
+        }),
+    );
+    Ok(rules)
+}
+
+fn rule(device: &LinuxDeviceCgroup, field: &str) -> Result<DeviceRule, PlanError> {
+    let kind = match device.typ() {
+        None | Some(LinuxDeviceType::A) => None,
+        Some(LinuxDeviceType::C | LinuxDeviceType::U) => Some(DeviceKind::Character),
+        Some(LinuxDeviceType::B) => Some(DeviceKind::Block),
+        Some(LinuxDeviceType::P) => {
+            return Err(PlanError::invalid(
+                format!("{field}.type"),
+                "must be one of a, b, c",
+            ));
+        }
+    };
+    // -1 and a missing number both stand for all.
+    let number = |name, value: Option<i64>| match value {
+        None | Some(-1) => Ok(None),
+        Some(value) => u32::try_from(value).map(Some).map_err(|_| {
+            PlanError::invalid(format!("{field}.{name}"), "must be a device number or -1")
+        }),
+    };
+    let access = match device.access().as_deref() {
+        None | Some("") => "rwm",
+        Some(access) => access,
+    };
+    if access.chars().any(|c| !"rwm".contains(c)) {
+        return Err(PlanError::invalid(
+            format!("{field}.access"),
+            "must consist of r, w and m",
+        ));
+    }
+    Ok(DeviceRule {
+        allow: device.allow(),
+        kind,
+        major: number("major", device.major())?,
+        minor: number("minor", device.minor())?,
+        read: access.contains('r'),
+        write: access.contains('w'),
+        mknod: access.contains('m'),
+    })
+}

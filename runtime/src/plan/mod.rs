@@ -1,0 +1,365 @@
+//! The plan: `config.json`, its annotations and the configuration become the VM to start, the
+//! container to build in it, and the work left to the host. Called by `create` and `run` (and, for
+//! a process alone, by `exec`). Pure: it opens nothing and asks the system nothing, so that golden
+//! tests can hold it still.
+
+use std::path::{Path, PathBuf};
+
+use lazaret_protocol::{
+    agent::TerminalSize,
+    container::{CreateContainer, IdMapping, Namespace, NamespaceKind, Root, Stdio},
+    vm::VmConfig,
+};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
+use serde::Serialize;
+
+use crate::{bundle::Bundle, config::Config};
+
+mod annotations;
+mod devices;
+mod mounts;
+mod options;
+mod process;
+mod resources;
+mod unsupported;
+mod vm;
+
+pub(crate) use annotations::ANNOTATIONS;
+pub(crate) use process::{capability, process};
+pub(crate) use vm::{FD_COUNT, FdIndex};
+
+/// What the plan needs to know besides the bundle and the configuration.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Circumstances<'a> {
+    /// Container id, valid.
+    pub(crate) id: &'a str,
+    /// Which of standard input, output and error are worth carrying.
+    pub(crate) stdio: [Stdio; 3],
+    /// Size of the caller's terminal, if it has one.
+    pub(crate) terminal_size: TerminalSize,
+    /// Memory of this machine, in MiB.
+    pub(crate) host_memory_mib: u64,
+    /// CPUs of this machine.
+    pub(crate) host_cpus: u64,
+}
+
+/// Everything `create` is going to do.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Plan {
+    /// The VM; its descriptors are numbered by [`FdIndex`].
+    pub(crate) vm: VmConfig,
+    /// The container, as the agent is told.
+    pub(crate) container: CreateContainer,
+    /// What the host does.
+    pub(crate) host: HostWork,
+    /// What the user asked for and does not get: one log line each.
+    pub(crate) warnings: Vec<String>,
+}
+
+/// The host's part of a plan.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct HostWork {
+    /// What is shared with the guest; the root file system comes first.
+    pub(crate) shares: Vec<Share>,
+    /// File for the guest kernel's console.
+    pub(crate) console: Option<PathBuf>,
+    /// CPUs the VM may run on (`linux.resources.cpu.cpus`); empty for all.
+    pub(crate) cpus: Vec<usize>,
+}
+
+/// A host path that appears in the share as a mount of its own.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Share {
+    /// Field of the spec, for errors.
+    pub(crate) field: String,
+    /// Absolute host path.
+    pub(crate) source: PathBuf,
+    /// Where it appears, relative to the share's top.
+    pub(crate) share_path: String,
+    /// Whether mounts below the source come along.
+    pub(crate) recursive: bool,
+    /// Whether the guest may only read the top mount.
+    pub(crate) readonly: bool,
+    /// Whether the guest may only read all of it.
+    pub(crate) readonly_recursive: bool,
+    /// `MS_*` propagation of the clone.
+    pub(crate) propagation: u64,
+}
+
+/// Why a bundle cannot become a container.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum PlanError {
+    /// A field has no valid value.
+    #[error("{field}: {problem}")]
+    Invalid {
+        /// Path of the field.
+        field: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A field asks for what this version does not do.
+    #[error("{field}: {what} not supported")]
+    Unsupported {
+        /// Path of the field.
+        field: String,
+        /// What, with its verb.
+        what: String,
+    },
+}
+
+impl PlanError {
+    fn invalid(field: impl Into<String>, problem: impl Into<String>) -> Self {
+        Self::Invalid {
+            field: field.into(),
+            problem: problem.into(),
+        }
+    }
+
+    fn unsupported(field: impl Into<String>, what: impl Into<String>) -> Self {
+        Self::Unsupported {
+            field: field.into(),
+            what: what.into(),
+        }
+    }
+}
+
+/// Directory of the root file system in the container's part of the share.
+const ROOTFS: &str = "rootfs";
+
+/// Makes the plan.
+///
+/// # Errors
+/// [`PlanError`], which names the field.
+pub(crate) fn plan(
+    bundle: &Bundle,
+    config: &Config,
+    circumstances: Circumstances<'_>,
+) -> Result<Plan, PlanError> {
+    let spec = &bundle.spec;
+    let mut warnings = Vec::new();
+    check_version(spec)?;
+    unsupported::check(spec, &mut warnings)?;
+    let annotations = annotations::parse(spec, config)?;
+
+    let linux = spec.linux().as_ref();
+    let spec_process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| PlanError::invalid("process", "must not be empty"))?;
+    let process = process::process(spec_process, "process", circumstances, &mut warnings)?;
+    let resources = resources::resources(linux, circumstances, &mut warnings)?;
+    let (root, root_share) = root(bundle, linux, circumstances.id)?;
+    let mounts = mounts::mounts(bundle, circumstances.id, &mut warnings)?;
+    let mut shares = vec![root_share];
+    shares.extend(mounts.shares);
+
+    let container = CreateContainer {
+        id: circumstances.id.to_owned(),
+        root,
+        hostname: spec.hostname().clone().unwrap_or_default(),
+        domainname: spec.domainname().clone().unwrap_or_default(),
+        namespaces: namespaces(linux, &mut warnings)?,
+        uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
+        gid_mappings: id_mappings(linux.and_then(|linux| linux.gid_mappings().as_ref())),
+        mounts: mounts.mounts,
+        devices: devices::nodes(linux)?,
+        masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
+        readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
+        sysctl: sysctl(linux),
+        cgroup: resources.cgroup,
+        process,
+    };
+    let console = annotations.console.or_else(|| config.console.clone());
+    let size = vm::Size {
+        memory_mib: annotations.memory_mib.or(resources.vm_memory_mib),
+        vcpus: annotations.vcpus.or(resources.vm_vcpus),
+    };
+    Ok(Plan {
+        vm: vm::vm_config(circumstances.id, config, size, console.is_some()),
+        container,
+        host: HostWork {
+            shares,
+            console,
+            cpus: resources.host_cpus,
+        },
+        warnings,
+    })
+}
+
+/// Accepts version 1 of the runtime-spec, whatever follows the first dot.
+fn check_version(spec: &Spec) -> Result<(), PlanError> {
+    let version = spec.version();
+    let (major, rest) = version.split_once('.').unwrap_or((version, ""));
+    if version.is_empty() {
+        Err(PlanError::invalid("ociVersion", "must not be empty"))
+    } else if major == "1" && rest.starts_with(|c: char| c.is_ascii_digit()) {
+        Ok(())
+    } else {
+        Err(PlanError::unsupported(
+            "ociVersion",
+            format!("version {version:?} is"),
+        ))
+    }
+}
+
+fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share), PlanError> {
+    let root = bundle
+        .spec
+        .root()
+        .as_ref()
+        .ok_or_else(|| PlanError::invalid("root", "must not be empty"))?;
+    if root.path().as_os_str().is_empty() {
+        return Err(PlanError::invalid("root.path", "must not be empty"));
+    }
+    let readonly = root.readonly().unwrap_or(false);
+    let propagation = match linux.and_then(|linux| linux.rootfs_propagation().as_deref()) {
+        None | Some("") => 0,
+        Some(name) => options::propagation(name).ok_or_else(|| {
+            PlanError::invalid(
+                "linux.rootfsPropagation",
+                format!("{name:?} is not a propagation"),
+            )
+        })?,
+    };
+    let share_path = format!("{id}/{ROOTFS}");
+    let share = Share {
+        field: "root.path".to_owned(),
+        source: bundle.resolve(root.path()),
+        share_path: share_path.clone(),
+        recursive: true,
+        readonly,
+        readonly_recursive: false,
+        propagation: libc::MS_PRIVATE,
+    };
+    let root = Root {
+        share_path,
+        readonly,
+        propagation,
+    };
+    Ok((root, share))
+}
+
+/// The namespaces the agent makes. The network is the host's business; the mount namespace is
+/// made whether it is listed or not, because the container's mounts have to go somewhere.
+fn namespaces(
+    linux: Option<&Linux>,
+    warnings: &mut Vec<String>,
+) -> Result<Vec<Namespace>, PlanError> {
+    let listed = linux
+        .and_then(|linux| linux.namespaces().as_deref())
+        .unwrap_or_default();
+    let mut kinds = Vec::new();
+    let mut network = None;
+    for (index, namespace) in listed.iter().enumerate() {
+        let field = format!("linux.namespaces[{index}]");
+        let path = namespace
+            .path()
+            .as_deref()
+            .filter(|path| !path.as_os_str().is_empty());
+        let kind = namespace_kind(namespace.typ());
+        if kinds.contains(&kind) || (kind == NamespaceKind::Network && network.is_some()) {
+            let name = namespace.typ().to_string();
+            return Err(PlanError::invalid(field, format!("{name} is listed twice")));
+        }
+        if kind == NamespaceKind::Network {
+            network = Some(path.map(Path::to_owned));
+            continue;
+        }
+        if path.is_some() {
+            return Err(PlanError::unsupported(
+                format!("{field}.path"),
+                "joining a namespace is",
+            ));
+        }
+        kinds.push(kind);
+    }
+    warn_of_network(network.as_ref(), warnings);
+    for (kind, name) in [(NamespaceKind::Pid, "pid"), (NamespaceKind::Ipc, "ipc")] {
+        if !kinds.contains(&kind) {
+            warnings.push(format!(
+                "linux.namespaces: without a {name} namespace the container shares the guest's, \
+                 not the host's"
+            ));
+        }
+    }
+    if !kinds.contains(&NamespaceKind::Mount) {
+        kinds.push(NamespaceKind::Mount);
+    }
+    kinds.sort_unstable();
+    Ok(kinds
+        .into_iter()
+        .map(|kind| Namespace { kind, path: None })
+        .collect())
+}
+
+fn warn_of_network(network: Option<&Option<PathBuf>>, warnings: &mut Vec<String>) {
+    match network {
+        Some(None) => {}
+        Some(Some(path)) => warnings.push(format!(
+            "linux.namespaces: the interfaces of network namespace {} are not brought into the \
+             guest, which has only loopback",
+            path.display()
+        )),
+        None => warnings.push(
+            "linux.namespaces: the host's network cannot be shared with the guest, which has only \
+             loopback"
+                .to_owned(),
+        ),
+    }
+}
+
+fn namespace_kind(kind: LinuxNamespaceType) -> NamespaceKind {
+    match kind {
+        LinuxNamespaceType::Mount => NamespaceKind::Mount,
+        LinuxNamespaceType::Cgroup => NamespaceKind::Cgroup,
+        LinuxNamespaceType::Uts => NamespaceKind::Uts,
+        LinuxNamespaceType::Ipc => NamespaceKind::Ipc,
+        LinuxNamespaceType::User => NamespaceKind::User,
+        LinuxNamespaceType::Pid => NamespaceKind::Pid,
+        LinuxNamespaceType::Network => NamespaceKind::Network,
+        LinuxNamespaceType::Time => NamespaceKind::Time,
+    }
+}
+
+fn id_mappings(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdMapping> {
+    let mappings = mappings.map(Vec::as_slice).unwrap_or_default();
+    mappings
+        .iter()
+        .map(|mapping| IdMapping {
+            container_id: mapping.container_id(),
+            host_id: mapping.host_id(),
+            size: mapping.size(),
+        })
+        .collect()
+}
+
+fn absolute_paths(
+    linux: Option<&Linux>,
+    name: &str,
+    paths: impl Fn(&Linux) -> &Option<Vec<String>>,
+) -> Result<Vec<String>, PlanError> {
+    let paths = linux
+        .and_then(|linux| paths(linux).clone())
+        .unwrap_or_default();
+    match paths.iter().position(|path| !path.starts_with('/')) {
+        None => Ok(paths),
+        Some(index) => Err(PlanError::invalid(
+            format!("linux.{name}[{index}]"),
+            "must be an absolute path",
+        )),
+    }
+}
+
+fn sysctl(linux: Option<&Linux>) -> Vec<(String, String)> {
+    let mut sysctl: Vec<_> = linux
+        .and_then(|linux| linux.sysctl().as_ref())
+        .into_iter()
+        .flatten()
+        .map(|(name, value)| (name.clone(), value.clone()))
+        .collect();
+    sysctl.sort_unstable();
+    sysctl
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,244 @@
+//! Mount options: the words of `mounts[].options` as the kernel's numbers. The table is runc's.
+
+/// What a list of options comes to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Options {
+    /// `MS_*` flags (`mount(2)`).
+    pub(super) flags: u64,
+    /// `MOUNT_ATTR_*` set recursively.
+    pub(super) recursive_set: u64,
+    /// `MOUNT_ATTR_*` cleared recursively.
+    pub(super) recursive_clear: u64,
+    /// Propagation changes, in order.
+    pub(super) propagation: Vec<u64>,
+    /// What the file system itself is told, comma-separated.
+    pub(super) data: String,
+    /// `tmpcopyup`.
+    pub(super) copy_up: bool,
+    /// `idmap` or `ridmap`, which the plan refuses.
+    pub(super) id_mapped: bool,
+}
+
+/// What one word does.
+enum Effect {
+    Set(u64),
+    Clear(u64),
+    RecursiveSet(u64),
+    RecursiveClear(u64),
+    Propagation(u64),
+    CopyUp,
+    IdMap,
+}
+
+/// Propagation called `name`: `MS_*` of `mount(2)`, with `MS_REC` for the recursive ones.
+pub(super) fn propagation(name: &str) -> Option<u64> {
+    let (recursive, name) = match name.strip_prefix('r') {
+        Some(rest) => (libc::MS_REC, rest),
+        None => (0, name),
+    };
+    let kind = match name {
+        "private" => libc::MS_PRIVATE,
+        "slave" => libc::MS_SLAVE,
+        "shared" => libc::MS_SHARED,
+        "unbindable" => libc::MS_UNBINDABLE,
+        _ => return None,
+    };
+    Some(kind | recursive)
+}
+
+/// Reads a list of options, later words overriding earlier ones.
+pub(super) fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Options {
+    let mut options = Options::default();
+    for word in words {
+        match effect(word) {
+            Some(effect) => options.apply(effect),
+            // `defaults` is what one gets without any option.
+            None if word == "defaults" => {}
+            None => {
+                if !options.data.is_empty() {
+                    options.data.push(',');
+                }
+                options.data.push_str(word);
+            }
+        }
+    }
+    options
+}
+
+impl Options {
+    fn apply(&mut self, effect: Effect) {
+        match effect {
+            Effect::Set(flag) => self.flags |= flag,
+            Effect::Clear(flag) => self.flags &= !flag,
+            Effect::RecursiveSet(attribute) => {
+                self.recursive_clear &= !attribute;
+                self.clear_access_time(attribute);
+                self.recursive_set |= attribute;
+            }
+            Effect::RecursiveClear(attribute) => {
+                self.recursive_clear |= attribute;
+                self.recursive_set &= !attribute;
+                self.clear_access_time(attribute);
+            }
+            Effect::Propagation(kind) => self.propagation.push(kind),
+            Effect::CopyUp => self.copy_up = true,
+            Effect::IdMap => self.id_mapped = true,
+        }
+    }
+
+    /// The access-time modes are one field of several bits, which the kernel wants cleared as a
+    /// whole whenever it is set (`mount_setattr(2)`). `MOUNT_ATTR_RELATIME` is the value 0.
+    fn clear_access_time(&mut self, attribute: u64) {
+        if attribute & libc::MOUNT_ATTR__ATIME == attribute {
+            self.recursive_clear |= libc::MOUNT_ATTR__ATIME;
+            self.recursive_set &= !libc::MOUNT_ATTR__ATIME;
+        }
+    }
+}
+
+fn effect(word: &str) -> Option<Effect> {
+    flag(word)
+        .or_else(|| attribute(word))
+        .or_else(|| propagation(word).map(Effect::Propagation))
+        .or(match word {
+            "tmpcopyup" => Some(Effect::CopyUp),
+            "idmap" | "ridmap" => Some(Effect::IdMap),
+            _ => None,
+        })
+}
+
+fn flag(word: &str) -> Option<Effect> {
+    use Effect::{Clear, Set};
+    /// `MS_NOSYMFOLLOW`, Linux 5.10 (`linux/mount.h`); libc has no name for it.
+    const MS_NOSYMFOLLOW: u64 = 0x100;
+    Some(match word {
+        "acl" => Set(libc::MS_POSIXACL),
+        "async" => Clear(libc::MS_SYNCHRONOUS),
+        "atime" => Clear(libc::MS_NOATIME),
+        "bind" => Set(libc::MS_BIND),
+        "dev" => Clear(libc::MS_NODEV),
+        "diratime" => Clear(libc::MS_NODIRATIME),
+        "dirsync" => Set(libc::MS_DIRSYNC),
+        "exec" => Clear(libc::MS_NOEXEC),
+        "iversion" => Set(libc::MS_I_VERSION),
+        "lazytime" => Set(libc::MS_LAZYTIME),
+        "loud" => Clear(libc::MS_SILENT),
+        "mand" => Set(libc::MS_MANDLOCK),
+        "noacl" => Clear(libc::MS_POSIXACL),
+        "noatime" => Set(libc::MS_NOATIME),
+        "nodev" => Set(libc::MS_NODEV),
+        "nodiratime" => Set(libc::MS_NODIRATIME),
+        "noexec" => Set(libc::MS_NOEXEC),
+        "noiversion" => Clear(libc::MS_I_VERSION),
+        "nolazytime" => Clear(libc::MS_LAZYTIME),
+        "nomand" => Clear(libc::MS_MANDLOCK),
+        "norelatime" => Clear(libc::MS_RELATIME),
+        "nostrictatime" => Clear(libc::MS_STRICTATIME),
+        "nosuid" => Set(libc::MS_NOSUID),
+        "nosymfollow" => Set(MS_NOSYMFOLLOW),
+        "rbind" => Set(libc::MS_BIND | libc::MS_REC),
+        "relatime" => Set(libc::MS_RELATIME),
+        "remount" => Set(libc::MS_REMOUNT),
+        "ro" => Set(libc::MS_RDONLY),
+        "rw" => Clear(libc::MS_RDONLY),
+        "silent" => Set(libc::MS_SILENT),
+        "strictatime" => Set(libc::MS_STRICTATIME),
+        "suid" => Clear(libc::MS_NOSUID),
+        "symfollow" => Clear(MS_NOSYMFOLLOW),
+        "sync" => Set(libc::MS_SYNCHRONOUS),
+        _ => return None,
+    })
+}
+
+fn attribute(word: &str) -> Option<Effect> {
+    use Effect::{RecursiveClear, RecursiveSet};
+    Some(match word {
+        "ratime" => RecursiveClear(libc::MOUNT_ATTR_NOATIME),
+        "rdev" => RecursiveClear(libc::MOUNT_ATTR_NODEV),
+        "rdiratime" => RecursiveClear(libc::MOUNT_ATTR_NODIRATIME),
+        "rexec" => RecursiveClear(libc::MOUNT_ATTR_NOEXEC),
+        "rnoatime" => RecursiveSet(libc::MOUNT_ATTR_NOATIME),
+        "rnodev" => RecursiveSet(libc::MOUNT_ATTR_NODEV),
+        "rnodiratime" => RecursiveSet(libc::MOUNT_ATTR_NODIRATIME),
+        "rnoexec" => RecursiveSet(libc::MOUNT_ATTR_NOEXEC),
+        "rnorelatime" => RecursiveClear(libc::MOUNT_ATTR_RELATIME),
+        "rnostrictatime" => RecursiveClear(libc::MOUNT_ATTR_STRICTATIME),
+        "rnosuid" => RecursiveSet(libc::MOUNT_ATTR_NOSUID),
+        "rnosymfollow" => RecursiveSet(libc::MOUNT_ATTR_NOSYMFOLLOW),
+        "rrelatime" => RecursiveSet(libc::MOUNT_ATTR_RELATIME),
+        "rro" => RecursiveSet(libc::MOUNT_ATTR_RDONLY),
+        "rrw" => RecursiveClear(libc::MOUNT_ATTR_RDONLY),
+        "rstrictatime" => RecursiveSet(libc::MOUNT_ATTR_STRICTATIME),
+        "rsuid" => RecursiveClear(libc::MOUNT_ATTR_NOSUID),
+        "rsymfollow" => RecursiveClear(libc::MOUNT_ATTR_NOSYMFOLLOW),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn words_become_flags_and_the_rest_data() {
+        let options = parse(["nosuid", "strictatime", "mode=755", "size=65536k"]);
+        assert_eq!(options.flags, libc::MS_NOSUID | libc::MS_STRICTATIME);
+        assert_eq!(options.data, "mode=755,size=65536k");
+    }
+
+    #[test]
+    fn later_words_win() {
+        assert_eq!(parse(["ro", "rw"]).flags, 0);
+        assert_eq!(parse(["rw", "ro"]).flags, libc::MS_RDONLY);
+        let options = parse(["rro", "rrw"]);
+        assert_eq!(options.recursive_set, 0);
+        assert_eq!(options.recursive_clear, libc::MOUNT_ATTR_RDONLY);
+    }
+
+    #[test]
+    fn access_time_is_cleared_as_a_whole() {
+        let options = parse(["rrelatime"]);
+        assert_eq!(options.recursive_set, 0);
+        assert_eq!(options.recursive_clear, libc::MOUNT_ATTR__ATIME);
+        assert_eq!(parse(["rnosuid"]).recursive_clear, 0);
+    }
+
+    #[test]
+    fn propagation_keeps_its_order() {
+        assert_eq!(
+            parse(["rshared", "slave"]).propagation,
+            [libc::MS_SHARED | libc::MS_REC, libc::MS_SLAVE]
+        );
+        assert_eq!(
+            propagation("runbindable"),
+            Some(libc::MS_UNBINDABLE | libc::MS_REC)
+        );
+        assert_eq!(propagation("r"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn unknown_words_reach_the_file_system(words in prop::collection::vec("[a-z]{3,8}=[0-9]{1,3}", 0..6)) {
+            let options = parse(words.iter().map(String::as_str));
+            prop_assert_eq!(options.data, words.join(","));
+            prop_assert_eq!(options.flags, 0);
+        }
+
+        #[test]
+        fn set_and_cleared_never_overlap_but_for_access_times(
+            words in prop::collection::vec(
+                prop::sample::select(vec![
+                    "rro", "rrw", "rnosuid", "rsuid", "rnodev", "rdev", "rnoexec", "rexec",
+                    "rnoatime", "rstrictatime", "rrelatime", "rnosymfollow", "rsymfollow",
+                ]),
+                0..8,
+            )
+        ) {
+            let options = parse(words);
+            let both = options.recursive_set & options.recursive_clear;
+            prop_assert_eq!(both & !libc::MOUNT_ATTR__ATIME, 0);
+        }
+    }
+}

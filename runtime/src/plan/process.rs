@@ -1,0 +1,267 @@
+//! The process of a plan: `process` of `config.json`, or the one `exec` is given.
+
+use lazaret_protocol::{
+    agent::TerminalSize,
+    container::{Capabilities, Process, Rlimit, User},
+};
+use oci_spec::runtime::{self as oci, Capability, PosixRlimitType};
+
+use super::{Circumstances, PlanError};
+
+/// What the kernel takes as `oom_score_adj` (`proc(5)`).
+const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
+
+/// Translates the process at `field` of the spec.
+///
+/// # Errors
+/// [`PlanError`], which names the field below `field`.
+pub(crate) fn process(
+    spec: &oci::Process,
+    field: &str,
+    circumstances: Circumstances<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Process, PlanError> {
+    check_unsupported(spec, field, warnings)?;
+    let args = spec.args().clone().unwrap_or_default();
+    if args.is_empty() {
+        return Err(PlanError::invalid(
+            format!("{field}.args"),
+            "must not be empty",
+        ));
+    }
+    let env = spec.env().clone().unwrap_or_default();
+    no_nul(&args, field, "args")?;
+    no_nul(&env, field, "env")?;
+    if let Some(score) = spec.oom_score_adj()
+        && !OOM_SCORE_ADJ.contains(&score)
+    {
+        return Err(PlanError::invalid(
+            format!("{field}.oomScoreAdj"),
+            "must be a number from -1000 to 1000",
+        ));
+    }
+    let terminal = spec.terminal().unwrap_or(false);
+    Ok(Process {
+        args,
+        env,
+        cwd: cwd(spec, field)?,
+        terminal: terminal.then(|| terminal_size(spec, circumstances.terminal_size)),
+        stdio: circumstances.stdio,
+        user: user(spec.user(), field)?,
+        capabilities: spec.capabilities().as_ref().map(capabilities),
+        rlimits: rlimits(spec, field)?,
+        no_new_privileges: spec.no_new_privileges().unwrap_or(false),
+        oom_score_adj: spec.oom_score_adj(),
+    })
+}
+
+fn check_unsupported(
+    spec: &oci::Process,
+    field: &str,
+    warnings: &mut Vec<String>,
+) -> Result<(), PlanError> {
+    for (name, present, what) in [
+        (
+            "scheduler",
+            spec.scheduler().is_some(),
+            "a scheduling policy is",
+        ),
+        (
+            "ioPriority",
+            spec.io_priority().is_some(),
+            "an I/O priority is",
+        ),
+        (
+            "execCPUAffinity",
+            spec.exec_cpu_affinity().is_some(),
+            "CPU affinity is",
+        ),
+    ] {
+        if present {
+            return Err(PlanError::unsupported(format!("{field}.{name}"), what));
+        }
+    }
+    for (name, value, module) in [
+        ("apparmorProfile", spec.apparmor_profile(), "AppArmor"),
+        ("selinuxLabel", spec.selinux_label(), "SELinux"),
+    ] {
+        if value.as_ref().is_some_and(|value| !value.is_empty()) {
+            warnings.push(format!(
+                "{field}.{name}: not applied, the guest kernel has no {module}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The kernel's strings end at the first NUL: one inside would cut off what follows.
+fn no_nul(strings: &[String], field: &str, name: &str) -> Result<(), PlanError> {
+    match strings.iter().position(|string| string.contains('\0')) {
+        None => Ok(()),
+        Some(index) => Err(PlanError::invalid(
+            format!("{field}.{name}[{index}]"),
+            "must not contain a NUL character",
+        )),
+    }
+}
+
+fn cwd(spec: &oci::Process, field: &str) -> Result<String, PlanError> {
+    let field = || format!("{field}.cwd");
+    let cwd = spec
+        .cwd()
+        .to_str()
+        .ok_or_else(|| PlanError::invalid(field(), "must be UTF-8"))?;
+    if cwd.is_empty() {
+        Err(PlanError::invalid(field(), "must not be empty"))
+    } else if cwd.starts_with('/') {
+        Ok(cwd.to_owned())
+    } else {
+        Err(PlanError::invalid(field(), "must be an absolute path"))
+    }
+}
+
+/// `consoleSize` if it is given, otherwise the size of the caller's terminal.
+fn terminal_size(spec: &oci::Process, caller: TerminalSize) -> TerminalSize {
+    let clamp = |size: u64| u16::try_from(size).unwrap_or(u16::MAX);
+    match spec.console_size() {
+        Some(size) if size.height() != 0 || size.width() != 0 => TerminalSize {
+            rows: clamp(size.height()),
+            columns: clamp(size.width()),
+        },
+        _ => caller,
+    }
+}
+
+fn user(user: &oci::User, field: &str) -> Result<User, PlanError> {
+    if user.umask().is_some_and(|umask| umask > 0o777) {
+        return Err(PlanError::invalid(
+            format!("{field}.user.umask"),
+            "must be a number from 0 to 511 (0777)",
+        ));
+    }
+    Ok(User {
+        uid: user.uid(),
+        gid: user.gid(),
+        umask: user.umask(),
+        additional_gids: user.additional_gids().clone().unwrap_or_default(),
+    })
+}
+
+fn capabilities(sets: &oci::LinuxCapabilities) -> Capabilities {
+    let bits = |set: &Option<oci::Capabilities>| {
+        set.iter()
+            .flatten()
+            .fold(0, |bits, &capability| bits | 1 << number(capability))
+    };
+    Capabilities {
+        bounding: bits(sets.bounding()),
+        effective: bits(sets.effective()),
+        inheritable: bits(sets.inheritable()),
+        permitted: bits(sets.permitted()),
+        ambient: bits(sets.ambient()),
+    }
+}
+
+/// The bit of the capability called `name` (`CAP_KILL` or `KILL`, in any case), if there is one.
+pub(crate) fn capability(name: &str) -> Option<u64> {
+    let upper = name.to_ascii_uppercase();
+    let full = if upper.starts_with("CAP_") {
+        upper
+    } else {
+        format!("CAP_{upper}")
+    };
+    let capability = serde_json::from_value::<Capability>(full.into()).ok()?;
+    Some(1 << number(capability))
+}
+
+/// Number of a capability (`linux/capability.h`).
+fn number(capability: Capability) -> u32 {
+    match capability {
+        Capability::Chown => 0,
+        Capability::DacOverride => 1,
+        Capability::DacReadSearch => 2,
+        Capability::Fowner => 3,
+        Capability::Fsetid => 4,
+        Capability::Kill => 5,
+        Capability::Setgid => 6,
+        Capability::Setuid => 7,
+        Capability::Setpcap => 8,
+        Capability::LinuxImmutable => 9,
+        Capability::NetBindService => 10,
+        Capability::NetBroadcast => 11,
+        Capability::NetAdmin => 12,
+        Capability::NetRaw => 13,
+        Capability::IpcLock => 14,
+        Capability::IpcOwner => 15,
+        Capability::SysModule => 16,
+        Capability::SysRawio => 17,
+        Capability::SysChroot => 18,
+        Capability::SysPtrace => 19,
+        Capability::SysPacct => 20,
+        Capability::SysAdmin => 21,
+        Capability::SysBoot => 22,
+        Capability::SysNice => 23,
+        Capability::SysResource => 24,
+        Capability::SysTime => 25,
+        Capability::SysTtyConfig => 26,
+        Capability::Mknod => 27,
+        Capability::Lease => 28,
+        Capability::AuditWrite => 29,
+        Capability::AuditControl => 30,
+        Capability::Setfcap => 31,
+        Capability::MacOverride => 32,
+        Capability::MacAdmin => 33,
+        Capability::Syslog => 34,
+        Capability::WakeAlarm => 35,
+        Capability::BlockSuspend => 36,
+        Capability::AuditRead => 37,
+        Capability::Perfmon => 38,
+        Capability::Bpf => 39,
+        Capability::CheckpointRestore => 40,
+    }
+}
+
+fn rlimits(spec: &oci::Process, field: &str) -> Result<Vec<Rlimit>, PlanError> {
+    let limits = spec.rlimits().as_deref().unwrap_or_default();
+    let mut result: Vec<Rlimit> = Vec::with_capacity(limits.len());
+    for (index, limit) in limits.iter().enumerate() {
+        let field = || format!("{field}.rlimits[{index}]");
+        let resource = resource(limit.typ());
+        if result.iter().any(|earlier| earlier.resource == resource) {
+            return Err(PlanError::invalid(
+                field(),
+                format!("{} is listed twice", limit.typ()),
+            ));
+        }
+        if limit.soft() > limit.hard() {
+            return Err(PlanError::invalid(field(), "soft exceeds hard"));
+        }
+        result.push(Rlimit {
+            resource,
+            soft: limit.soft(),
+            hard: limit.hard(),
+        });
+    }
+    Ok(result)
+}
+
+fn resource(kind: PosixRlimitType) -> u32 {
+    match kind {
+        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
+        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
+        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
+        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
+        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
+        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
+        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
+        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
+        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
+        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
+        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
+        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
+        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
+        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
+        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
+        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}

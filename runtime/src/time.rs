@@ -1,0 +1,82 @@
+//! Points in time as logs and `state` print them. Called by the log and by `create`; reads the
+//! clock, nothing else.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+const DAY_S: u64 = 86_400;
+
+/// Now in RFC 3339, UTC, whole seconds: `2026-11-21T09:00:00Z`.
+pub(crate) fn rfc3339_now() -> String {
+    format(SystemTime::now(), false)
+}
+
+/// Now in RFC 3339, UTC, nanoseconds without trailing zeros, as Go's `RFC3339Nano`.
+pub(crate) fn rfc3339_nanos_now() -> String {
+    format(SystemTime::now(), true)
+}
+
+fn format(time: SystemTime, nanos: bool) -> String {
+    // A clock before 1970 is a machine without a clock: show the epoch.
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    let (days, second) = (since.as_secs() / DAY_S, since.as_secs() % DAY_S);
+    let (year, month, day) = civil_from_days(days);
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    let mut text = format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}");
+    if nanos && since.subsec_nanos() != 0 {
+        let fraction = format!("{:09}", since.subsec_nanos());
+        text.push('.');
+        text.push_str(fraction.trim_end_matches('0'));
+    }
+    text.push('Z');
+    text
+}
+
+/// The Gregorian date `days` after 1970-01-01. Counting years from March puts the leap day last,
+/// so that month lengths follow one formula; 400 years are always 146,097 days.
+fn civil_from_days(days: u64) -> (u64, u64, u64) {
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
+    let year = era * 400 + year_of_era + u64::from(month <= 2);
+    (year, month, day)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn known_dates() {
+        for (seconds, text) in [
+            (0, "1970-01-01T00:00:00Z"),
+            (951_782_399, "2000-02-28T23:59:59Z"),
+            (951_782_400, "2000-02-29T00:00:00Z"),
+            (4_107_542_400, "2100-03-01T00:00:00Z"),
+            (1_795_253_423, "2026-11-21T09:30:23Z"),
+        ] {
+            assert_eq!(
+                format(UNIX_EPOCH + Duration::from_secs(seconds), false),
+                text
+            );
+        }
+    }
+
+    #[test]
+    fn nanoseconds_lose_their_trailing_zeros() {
+        let time = UNIX_EPOCH + Duration::new(1, 120_000_000);
+        assert_eq!(format(time, true), "1970-01-01T00:00:01.12Z");
+        assert_eq!(format(UNIX_EPOCH, true), "1970-01-01T00:00:00Z");
+    }
+}

@@ -1,0 +1,80 @@
+//! `delete`: takes away what is left of a container; safe to repeat.
+
+use std::time::Duration;
+
+use lazaret_protocol::agent::{ProcessRef, Request};
+
+use super::{VerbError, open};
+use crate::{
+    agent::Agent,
+    cli::{Delete, Global},
+    process::{self, ProcessId},
+    state::{StateDir, StateError, Status},
+};
+
+/// How long a container may take to end by itself, once its process was killed, before its VM is.
+const END_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// # Errors
+/// [`VerbError`].
+pub(super) fn run(global: &Global, options: &Delete) -> Result<u8, VerbError> {
+    let dir = match open(global, &options.container_id) {
+        Err(VerbError::State(StateError::NotExist)) if options.force => return Ok(0),
+        result => result?,
+    };
+    let (status, _) = dir.status()?;
+    match status {
+        Status::Stopped => {}
+        // As runc: a container that was never started may go.
+        Status::Created => kill(&dir),
+        Status::Running | Status::Paused if options.force => kill(&dir),
+        status => {
+            return Err(VerbError::WrongStatus(format!(
+                "cannot delete container {} that is not stopped: {}",
+                options.container_id,
+                status.as_str()
+            )));
+        }
+    }
+    destroy(&dir)?;
+    Ok(0)
+}
+
+/// Asks the guest to kill the container; its monitor then ends in good order.
+fn kill(dir: &StateDir) {
+    let request = Request::Signal {
+        process: ProcessRef {
+            container: dir.id().as_str().to_owned(),
+            exec: None,
+        },
+        signal: libc::SIGKILL,
+        all: true,
+    };
+    if let Err(error) = Agent::new(dir).done(&request) {
+        tracing::debug!("cannot kill the container's processes: {error}");
+    }
+}
+
+/// Waits for the processes that stand for the container, kills what does not end, and removes the
+/// state.
+///
+/// # Errors
+/// [`VerbError`].
+pub(super) fn destroy(dir: &StateDir) -> Result<(), VerbError> {
+    if let Some(record) = dir.read()? {
+        // Once the monitor has ended the VM is ending, too: it holds the VM's lifeline.
+        end(record.monitor, END_TIMEOUT);
+        end(record.vmm, END_TIMEOUT);
+    }
+    Ok(dir.remove()?)
+}
+
+fn end(process: ProcessId, timeout: Duration) {
+    let Some(pidfd) = process.open() else {
+        return;
+    };
+    if !process::wait_for_end(&pidfd, timeout) {
+        tracing::warn!("process {} does not end, killing it", process.pid);
+        process::kill_and_wait(&pidfd, timeout);
+    }
+}

@@ -1,0 +1,216 @@
+//! `exec`: a further process in a running container. In the foreground its session runs in this
+//! very process; detached, a monitor is forked for it.
+
+use std::path::Path;
+
+use lazaret_protocol::{
+    agent::ProcessRef,
+    container::{Process, User},
+};
+
+use super::{VerbError, launch, open, option_error, write_pid_file};
+use crate::{
+    bundle::{self, Bundle},
+    cli::{Exec, Global},
+    monitor::{self, ExecJob, session::HostStreams},
+    plan, signals,
+    state::{StateDir, Status},
+    terminal::{self, RawMode},
+};
+
+/// # Errors
+/// [`VerbError`].
+pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
+    let dir = open(global, &options.container_id)?;
+    check(&dir, options)?;
+    let spec = process(&dir, options)?;
+    launch::check_terminal(
+        options.detach,
+        spec.terminal.is_some(),
+        options.console_socket.as_deref(),
+    )?;
+    let process = ProcessRef {
+        container: dir.id().as_str().to_owned(),
+        exec: Some(new_id()),
+    };
+    if options.detach {
+        detached(&dir, process, spec, options)
+    } else {
+        foreground(&dir, &process, &spec, options.pid_file.as_deref())
+    }
+}
+
+fn check(dir: &StateDir, options: &Exec) -> Result<(), VerbError> {
+    let refused = match dir.status()?.0 {
+        Status::Stopped => Some("cannot exec in a stopped container"),
+        Status::Creating => Some("cannot exec in a container that is being created"),
+        Status::Paused if !options.ignore_paused => {
+            Some("cannot exec in a paused container (use --ignore-paused to override)")
+        }
+        Status::Created | Status::Running | Status::Paused => None,
+    };
+    if let Some(reason) = refused {
+        return Err(VerbError::WrongStatus(reason.to_owned()));
+    }
+    if options.preserve_fds != 0 {
+        return Err(option_error(
+            "--preserve-fds",
+            "descriptors cannot be passed into a VM",
+        ));
+    }
+    if !options.cgroup.is_empty() {
+        return Err(option_error("--cgroup", "sub-cgroups are not supported"));
+    }
+    Ok(())
+}
+
+fn detached(
+    dir: &StateDir,
+    process: ProcessRef,
+    spec: Process,
+    options: &Exec,
+) -> Result<u8, VerbError> {
+    let console = options
+        .console_socket
+        .as_deref()
+        .map(terminal::connect_console)
+        .transpose()?;
+    let pid = monitor::exec(ExecJob {
+        dir,
+        process,
+        spec,
+        console,
+    })?;
+    if let Some(path) = &options.pid_file {
+        write_pid_file(path, pid)?;
+    }
+    Ok(0)
+}
+
+fn foreground(
+    dir: &StateDir,
+    process: &ProcessRef,
+    spec: &Process,
+    pid_file: Option<&Path>,
+) -> Result<u8, VerbError> {
+    signals::block();
+    let raw = spec
+        .terminal
+        .and_then(|_| terminal::of_caller())
+        .map(RawMode::enter)
+        .transpose()?;
+    let session = monitor::exec_session(dir, process, spec, HostStreams::Inherited)?;
+    if let Some(path) = pid_file {
+        write_pid_file(path, rustix::process::getpid().as_raw_nonzero().get())?;
+    }
+    let result = session.run();
+    drop(raw);
+    Ok(monitor::exit_code_of_exec(result, dir))
+}
+
+/// The process to run: that of `--process`, or the container's own with the options applied.
+fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
+    let circumstances = launch::circumstances(dir.id().as_str());
+    let mut warnings = Vec::new();
+    let process = if let Some(file) = &options.process {
+        let spec = bundle::load_process(file)?;
+        plan::process(&spec, "process", circumstances, &mut warnings)?
+    } else {
+        if options.command.is_empty() {
+            return Err(option_error("exec", "the command must not be empty"));
+        }
+        let Some(record) = dir.read()? else {
+            return Err(VerbError::WrongStatus("container not running".to_owned()));
+        };
+        let bundle = Bundle::load(&record.bundle)?;
+        let mut spec = bundle.spec.process().clone().unwrap_or_default();
+        spec.set_args(Some(options.command.clone()));
+        spec.set_terminal(Some(options.tty));
+        spec.set_console_size(None);
+        if let Some(cwd) = &options.cwd {
+            spec.set_cwd(cwd.clone());
+        }
+        if let Some(profile) = &options.apparmor {
+            spec.set_apparmor_profile(Some(profile.clone()));
+        }
+        if let Some(label) = &options.process_label {
+            spec.set_selinux_label(Some(label.clone()));
+        }
+        let mut process = plan::process(&spec, "process", circumstances, &mut warnings)?;
+        apply(options, &mut process)?;
+        process
+    };
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(process)
+}
+
+fn apply(options: &Exec, process: &mut Process) -> Result<(), VerbError> {
+    process.env.extend(options.env.iter().cloned());
+    process.no_new_privileges |= options.no_new_privs;
+    if let Some(user) = &options.user {
+        set_user(user, &mut process.user)?;
+    }
+    process
+        .user
+        .additional_gids
+        .extend(&options.additional_gids);
+    let sets = process.capabilities.get_or_insert_default();
+    for name in &options.cap {
+        let bit = plan::capability(name)
+            .ok_or_else(|| option_error("--cap", format!("unknown capability {name:?}")))?;
+        for set in [
+            &mut sets.bounding,
+            &mut sets.effective,
+            &mut sets.permitted,
+            &mut sets.ambient,
+        ] {
+            *set |= bit;
+        }
+    }
+    Ok(())
+}
+
+/// Reads `UID[:GID]`; without a group the container's is kept, as in runc.
+fn set_user(text: &str, user: &mut User) -> Result<(), VerbError> {
+    let wrong = || option_error("--user", format!("{text:?} is not of the form UID[:GID]"));
+    let (uid, gid) = match text.split_once(':') {
+        Some((uid, gid)) => (uid, Some(gid)),
+        None => (text, None),
+    };
+    user.uid = uid.parse().map_err(|_| wrong())?;
+    if let Some(gid) = gid {
+        user.gid = gid.parse().map_err(|_| wrong())?;
+    }
+    Ok(())
+}
+
+/// An id that no other exec of the container has: no two processes have the same pid at the same
+/// nanosecond.
+fn new_id() -> String {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let pid = rustix::process::getpid().as_raw_nonzero();
+    format!("{pid}-{}.{}", now.tv_sec, now.tv_nsec)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_numbers() {
+        let mut user = User {
+            gid: 7,
+            ..User::default()
+        };
+        set_user("5", &mut user).unwrap();
+        assert_eq!((user.uid, user.gid), (5, 7));
+        set_user("6:8", &mut user).unwrap();
+        assert_eq!((user.uid, user.gid), (6, 8));
+        for wrong in ["", "root", "1:", ":1", "1:2:3", "-1"] {
+            let error = set_user(wrong, &mut user).unwrap_err().to_string();
+            assert!(error.starts_with("--user: "), "{error}");
+        }
+    }
+}

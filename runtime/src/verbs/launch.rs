@@ -1,0 +1,164 @@
+//! What `create` and `run` have in common: from the command line to a container that exists.
+
+use std::{os::unix::net::UnixStream, path::Path};
+
+use super::{VerbError, option_error, store, write_pid_file};
+use crate::{
+    bundle::Bundle,
+    cli::{Create, Global},
+    config::Config,
+    monitor::{self, ContainerJob, stdio},
+    plan::{self, Circumstances, Plan},
+    process::ProcessId,
+    state::{ContainerId, Phase, Record, StateDir},
+    terminal, time,
+};
+
+/// A container that can be made: everything is known, nothing is done.
+pub(super) struct Prepared {
+    id: ContainerId,
+    config: Config,
+    plan: Plan,
+    record: Record,
+    console: Option<UnixStream>,
+}
+
+/// A container that exists.
+pub(super) struct Launched {
+    /// Pid of its monitor.
+    pub(super) pid: i32,
+    /// Its directory.
+    pub(super) dir: StateDir,
+}
+
+/// Reads and checks everything.
+///
+/// # Errors
+/// [`VerbError`]; nothing has been done then.
+pub(super) fn prepare(
+    global: &Global,
+    options: &Create,
+    detached: bool,
+) -> Result<Prepared, VerbError> {
+    let id = ContainerId::new(&options.container_id)?;
+    if options.preserve_fds != 0 {
+        return Err(option_error(
+            "--preserve-fds",
+            "descriptors cannot be passed into a VM",
+        ));
+    }
+    let config = Config::load(global.config.as_deref())?;
+    let bundle = Bundle::load(&options.bundle)?;
+    let plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
+    let terminal = plan.container.process.terminal.is_some();
+    check_terminal(detached, terminal, options.console_socket.as_deref())?;
+    for warning in &plan.warnings {
+        tracing::warn!("{warning}");
+    }
+    let console = options
+        .console_socket
+        .as_deref()
+        .map(terminal::connect_console)
+        .transpose()?;
+    let rootfs = plan.host.shares[0].source.clone();
+    let annotations = bundle.spec.annotations().iter().flatten();
+    let nobody = ProcessId {
+        pid: 0,
+        start_ticks: 0,
+    };
+    let record = Record {
+        oci_version: bundle.spec.version().clone(),
+        rootfs,
+        created: time::rfc3339_nanos_now(),
+        annotations: annotations
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
+        phase: Phase::Created,
+        monitor: nobody,
+        vmm: nobody,
+        exit_code: None,
+        bundle: bundle.path,
+    };
+    Ok(Prepared {
+        id,
+        config,
+        plan,
+        record,
+        console,
+    })
+}
+
+impl Prepared {
+    /// Whether the process has a terminal that is the caller's own.
+    pub(super) fn wants_callers_terminal(&self) -> bool {
+        self.plan.container.process.terminal.is_some() && self.console.is_none()
+    }
+
+    /// Makes the container, and releases its process if `start`.
+    ///
+    /// # Errors
+    /// [`VerbError`]; nothing is left behind then.
+    pub(super) fn launch(
+        self,
+        global: &Global,
+        start: bool,
+        pid_file: Option<&Path>,
+    ) -> Result<Launched, VerbError> {
+        let dir = store(global).create(&self.id)?;
+        let pid = monitor::create(ContainerJob {
+            dir: &dir,
+            plan: self.plan,
+            config: &self.config,
+            record: self.record,
+            console: self.console,
+            start,
+        })?;
+        if let Some(path) = pid_file
+            && let Err(error) = write_pid_file(path, pid)
+        {
+            super::delete::destroy(&dir)?;
+            return Err(error);
+        }
+        Ok(Launched { pid, dir })
+    }
+}
+
+/// What the plan has to know about this process and this machine.
+pub(super) fn circumstances(id: &str) -> Circumstances<'_> {
+    let info = rustix::system::sysinfo();
+    let bytes = (info.totalram as u64).saturating_mul(info.mem_unit.into());
+    let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
+    Circumstances {
+        id,
+        stdio: stdio::kinds(),
+        terminal_size: terminal::of_caller()
+            .map(|terminal| terminal::size(std::os::fd::AsFd::as_fd(&terminal)))
+            .unwrap_or_default(),
+        host_memory_mib: bytes >> 20,
+        host_cpus: cpus.into(),
+    }
+}
+
+/// The rules of runc about who has the terminal.
+///
+/// # Errors
+/// [`VerbError::Option`].
+pub(super) fn check_terminal(
+    detached: bool,
+    terminal: bool,
+    console_socket: Option<&Path>,
+) -> Result<(), VerbError> {
+    if detached && terminal && console_socket.is_none() {
+        Err(option_error(
+            "--console-socket",
+            "cannot allocate tty if lazaret will detach without setting console socket",
+        ))
+    } else if !(detached && terminal) && console_socket.is_some() {
+        Err(option_error(
+            "--console-socket",
+            "cannot use console socket if lazaret will not detach or allocate tty",
+        ))
+    } else {
+        Ok(())
+    }
+}
