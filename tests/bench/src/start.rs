@@ -1,0 +1,115 @@
+//! Times of the verbs, by the clock of the host.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Serialize;
+
+use crate::bundle::Scratch;
+use crate::runtime::{Runtime, run};
+
+/// Id of the container that is measured; there is one at a time.
+const ID: &str = "bench";
+
+/// The verbs whose times are measured one by one, in the order of a container's life.
+const VERBS: [&str; 5] = ["create", "start", "exec", "kill", "delete"];
+
+/// Times of one runtime.
+#[derive(Debug, Serialize)]
+pub(crate) struct Figures {
+    /// The runtime.
+    runtime: String,
+    /// `run` of `/bin/true`.
+    run: Spread,
+    /// Each verb alone; `exec` is of `/bin/true` in a running container.
+    verbs: Vec<(&'static str, Spread)>,
+}
+
+/// Seconds of several runs.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Spread {
+    /// Fastest.
+    minimum: f64,
+    /// In the middle.
+    median: f64,
+    /// Slowest.
+    maximum: f64,
+}
+
+impl Spread {
+    /// Of at least one time.
+    pub(crate) fn of(mut seconds: Vec<f64>) -> Self {
+        seconds.sort_by(f64::total_cmp);
+        Self {
+            minimum: seconds[0],
+            median: seconds[seconds.len() / 2],
+            maximum: seconds[seconds.len() - 1],
+        }
+    }
+}
+
+/// Measures one runtime.
+///
+/// # Errors
+/// If a verb fails: a time of a failure is no time.
+pub(crate) fn measure(runtime: &Runtime, scratch: &Scratch, runs: u32) -> Result<Figures> {
+    let spec = runtime.default_spec(scratch.path())?;
+    let bundle = scratch.bundle("true", &spec, &["/bin/true"])?;
+    let bundle = bundle.to_string_lossy();
+    let mut seconds = Vec::new();
+    for _ in 0..=runs {
+        let started = Instant::now();
+        run(&mut runtime.verb(&["run", "--bundle", &bundle, ID]))?;
+        seconds.push(started.elapsed().as_secs_f64());
+    }
+    let idle = scratch.bundle("idle", &spec, &["/bin/sleep", "100000"])?;
+    let idle = idle.to_string_lossy();
+    let mut verbs: Vec<Vec<f64>> = vec![Vec::new(); VERBS.len()];
+    for _ in 0..=runs {
+        for (seconds, verb) in verbs.iter_mut().zip(VERBS) {
+            seconds.push(time_verb(runtime, verb, &idle)?);
+        }
+    }
+    Ok(Figures {
+        runtime: runtime.name(),
+        run: Spread::of(seconds.split_off(1)),
+        verbs: VERBS
+            .into_iter()
+            .zip(verbs)
+            .map(|(verb, mut seconds)| (verb, Spread::of(seconds.split_off(1))))
+            .collect(),
+    })
+}
+
+/// Seconds of one verb. `kill` includes the time until the container's process is gone.
+fn time_verb(runtime: &Runtime, verb: &str, bundle: &str) -> Result<f64> {
+    let arguments: &[&str] = match verb {
+        "create" => &["create", "--bundle", bundle, ID],
+        "exec" => &["exec", ID, "/bin/true"],
+        "kill" => &["kill", ID, "KILL"],
+        _ => &[verb, ID],
+    };
+    let process = if verb == "kill" {
+        Some(process_of(runtime)?)
+    } else {
+        None
+    };
+    let started = Instant::now();
+    run(&mut runtime.verb(arguments))?;
+    if let Some(process) = process {
+        poll(&mut [PollFd::new(&process, PollFlags::IN)], None)?;
+    }
+    Ok(started.elapsed().as_secs_f64())
+}
+
+/// The container's process, as a descriptor that becomes readable when it ends.
+fn process_of(runtime: &Runtime) -> Result<rustix::fd::OwnedFd> {
+    let state = runtime.state(ID)?;
+    let pid = state["pid"]
+        .as_i64()
+        .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+        .ok_or_else(|| anyhow::anyhow!("state shows no pid: {state}"))?;
+    Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
