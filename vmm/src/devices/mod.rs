@@ -4,6 +4,7 @@
 //!
 //! Each folder offers `from_config`; [`from_config`] here is the one place that knows them all.
 
+pub mod block;
 pub mod fs;
 mod serve;
 pub mod vsock;
@@ -21,6 +22,9 @@ pub enum DeviceError {
     /// A descriptor that the configuration names is not to be had.
     #[error("descriptor of a device")]
     Descriptor(#[from] FdError),
+    /// A disk cannot be served.
+    #[error("blk device")]
+    Block(#[from] block::BlockError),
     /// A shared directory cannot be served.
     #[error("fs device")]
     Fs(#[from] fs::FsError),
@@ -41,6 +45,7 @@ pub fn from_config(
     fds: &mut Fds,
 ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
     match config {
+        DeviceConfig::Block(config) => Ok(Box::new(block::Block::from_config(config, fds)?)),
         DeviceConfig::Fs(config) => Ok(Box::new(fs::Fs::from_config(config, fds)?)),
         DeviceConfig::Vsock(config) => Ok(Box::new(vsock::Vsock::from_config(config, fds)?)),
         other => Err(DeviceError::Unsupported {
