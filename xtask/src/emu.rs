@@ -9,7 +9,14 @@ use anyhow::{Context, Result};
 use clap::Args;
 use emulated_host::{Command, Host, Mode, Streams};
 
-use crate::{cache, emulator};
+use crate::emulator;
+use crate::kernel::{self, Kernel};
+
+/// Memory of the host in MiB: room for a handful of VMs and for the files of a test.
+const MEMORY_MIB: u32 = 3072;
+
+/// CPUs of the host.
+const CPUS: u32 = 2;
 
 /// Options of the task.
 #[derive(Debug, Args)]
@@ -18,10 +25,10 @@ pub(crate) struct Options {
     #[arg(long)]
     icount: bool,
     /// Memory of the host in MiB.
-    #[arg(long, default_value_t = 3072)]
+    #[arg(long, default_value_t = MEMORY_MIB)]
     memory: u32,
     /// CPUs of the host.
-    #[arg(long, default_value_t = 2)]
+    #[arg(long, default_value_t = CPUS)]
     cpus: u32,
     /// Seconds after which the command is killed.
     #[arg(long)]
@@ -43,8 +50,6 @@ pub(crate) struct Options {
 /// If the host does not come up or the command cannot be started.
 pub(crate) fn run(options: Options) -> Result<ExitCode> {
     let host = Host {
-        kernel: cache::root()?.join("kernels/host-first/vmlinux"),
-        qemu: emulator::find()?,
         mode: if options.icount {
             Mode::Counted
         } else {
@@ -54,7 +59,7 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
         cpus: options.cpus,
         timeout: options.timeout.map(Duration::from_secs),
         writable: options.writable,
-        first_process: std::env::current_exe().context("finding this program")?,
+        ..default_host()?
     };
     let outcome = host.run(&Command::new(options.command)?, Streams::inherited()?)?;
     if let Some(path) = options.kernel_log {
@@ -62,4 +67,22 @@ pub(crate) fn run(options: Options) -> Result<ExitCode> {
             .with_context(|| format!("writing {}", path.display()))?;
     }
     Ok(ExitCode::from(outcome.status))
+}
+
+/// A host of this program's own, with a kernel and an emulator that are built or fetched if they
+/// are not there.
+///
+/// # Errors
+/// If they cannot be had.
+pub(crate) fn default_host() -> Result<Host> {
+    Ok(Host {
+        kernel: kernel::find_default(Kernel::Host)?,
+        qemu: emulator::find()?,
+        mode: Mode::Functional,
+        memory_mib: MEMORY_MIB,
+        cpus: CPUS,
+        timeout: None,
+        writable: Vec::new(),
+        first_process: std::env::current_exe().context("finding this program")?,
+    })
 }

@@ -11,7 +11,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use emulated_host::Qemu;
 
-use crate::{cache, packages, process};
+use crate::{apt, cache, packages, process};
 
 /// Packages that are unpacked: the emulator, its ROMs and its firmware.
 const UNPACKED: [&str; 4] = [
@@ -113,8 +113,10 @@ impl PrivateApt {
         let folder = root.join("packages");
         fs::create_dir_all(folder.join("lists/partial"))?;
         let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
-        let codename = codename(&release).context("/etc/os-release names no Debian release")?;
-        let sources = backports(&configured_sources()?, codename);
+        let codename =
+            apt::codename(&release).context("/etc/os-release names no Debian release")?;
+        let suite = format!("{codename}-backports");
+        let sources = apt::retarget(&apt::configured_sources()?, codename, &suite);
         let Some((extension, text)) = sources else {
             bail!(
                 "QEMU 10 is needed: the installed one is older, and no package source of this \
@@ -154,104 +156,9 @@ impl PrivateApt {
     }
 }
 
-/// The files of this machine's package sources: extension and text.
-fn configured_sources() -> Result<Vec<(String, String)>> {
-    let mut paths = vec![PathBuf::from("/etc/apt/sources.list")];
-    if let Ok(folder) = fs::read_dir("/etc/apt/sources.list.d") {
-        for entry in folder {
-            paths.push(entry?.path());
-        }
-    }
-    paths.sort();
-    Ok(paths
-        .iter()
-        .filter_map(|path| {
-            let extension = path.extension()?.to_str()?.to_owned();
-            Some((extension, fs::read_to_string(path).ok()?))
-        })
-        .collect())
-}
-
-fn codename(os_release: &str) -> Option<&str> {
-    os_release
-        .lines()
-        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
-        .map(|name| name.trim_matches('"'))
-}
-
-/// The source that serves `codename`, turned to its backports: extension and text.
-fn backports(sources: &[(String, String)], codename: &str) -> Option<(String, String)> {
-    sources.iter().find_map(|(extension, text)| {
-        let turned = match extension.as_str() {
-            "sources" => text
-                .split("\n\n")
-                .find_map(|stanza| turn_stanza(stanza, codename)),
-            "list" => text.lines().find_map(|line| turn_line(line, codename)),
-            _ => None,
-        }?;
-        Some((extension.clone(), turned))
-    })
-}
-
-/// A stanza in deb822 format (`sources.list(5)`).
-fn turn_stanza(stanza: &str, codename: &str) -> Option<String> {
-    let suites = format!("Suites: {codename}-backports");
-    let mut serves = false;
-    let lines: Vec<&str> = stanza
-        .lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| match line.strip_prefix("Suites:") {
-            Some(names) => {
-                serves |= names.split_whitespace().any(|name| name == codename);
-                suites.as_str()
-            }
-            None => line,
-        })
-        .collect();
-    serves.then(|| format!("{}\n", lines.join("\n")))
-}
-
-/// A line `deb [options] URI suite component…`.
-fn turn_line(line: &str, codename: &str) -> Option<String> {
-    let mut words: Vec<&str> = line.split_whitespace().collect();
-    if words.first() != Some(&"deb") {
-        return None;
-    }
-    let suite = words.iter().position(|word| *word == codename)?;
-    let backports = format!("{codename}-backports");
-    words[suite] = &backports;
-    Some(format!("{}\n", words.join(" ")))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_machines_own_source_is_turned_to_backports() {
-        let stanzas = "Types: deb\n# a mirror\nURIs: http://mirror.example/security\n\
-             Suites: bookworm-security\n\nTypes: deb\nURIs: http://mirror.example/debian\n\
-             Suites: bookworm bookworm-updates\nComponents: main\nSigned-By: /k.gpg\n";
-        let sources = [("sources".to_owned(), stanzas.to_owned())];
-        let (extension, text) = backports(&sources, "bookworm").unwrap();
-        assert_eq!(extension, "sources");
-        assert_eq!(
-            text,
-            "Types: deb\nURIs: http://mirror.example/debian\nSuites: bookworm-backports\n\
-             Components: main\nSigned-By: /k.gpg\n"
-        );
-
-        let line = "deb-src http://m.example/debian bookworm main\n\
-             deb [trusted=yes] http://m.example/debian bookworm main contrib\n";
-        let sources = [("list".to_owned(), line.to_owned())];
-        let (extension, text) = backports(&sources, "bookworm").unwrap();
-        assert_eq!(extension, "list");
-        assert_eq!(
-            text,
-            "deb [trusted=yes] http://m.example/debian bookworm-backports main contrib\n"
-        );
-        assert!(backports(&sources, "trixie").is_none());
-    }
 
     #[test]
     fn dependencies_are_bare_names() {

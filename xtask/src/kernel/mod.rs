@@ -10,7 +10,7 @@ mod source;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{cache, packages, process, workspace};
 use source::Source;
@@ -31,7 +31,7 @@ const PACKAGES: [&str; 8] = [
 ];
 
 /// Which kernel.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Kernel {
     /// Of every microVM.
     Guest,
@@ -58,8 +58,8 @@ impl Kernel {
     /// How many steps its build reports, for the progress bar; a little off does no harm.
     fn steps(self) -> u64 {
         match self {
-            Self::Guest => 1500,
-            Self::Host => 2000,
+            Self::Guest => 1817,
+            Self::Host => 2150,
         }
     }
 }
@@ -71,9 +71,9 @@ pub(crate) struct Options {
     /// linux-source-6.12 is installed and used.
     #[arg(long, env = "LAZARET_KERNEL_SOURCE")]
     source: Option<PathBuf>,
-    /// Build the emulated host's kernel as well.
-    #[arg(long)]
-    host: bool,
+    /// Which kernels.
+    #[arg(value_enum, default_values = ["guest"])]
+    kernels: Vec<Kernel>,
 }
 
 /// Builds what is missing and prints where it is.
@@ -81,9 +81,8 @@ pub(crate) struct Options {
 /// # Errors
 /// If a kernel cannot be built.
 pub(crate) fn run(options: &Options) -> Result<()> {
-    println!("{}", find(Kernel::Guest, options.source.clone())?.display());
-    if options.host {
-        println!("{}", find(Kernel::Host, options.source.clone())?.display());
+    for kernel in &options.kernels {
+        println!("{}", find(*kernel, options.source.clone())?.display());
     }
     Ok(())
 }
