@@ -254,9 +254,11 @@ fn move_tree(tree: BorrowedFd<'_>, destination: BorrowedFd<'_>) -> Result<(), Er
 /// Attaches a bind's tree to its destination, with its attributes.
 fn attach(rootfs: &Rootfs, wanted: &Mount, tree: &OwnedFd) -> Result<(), MountError> {
     let stat = fstat(tree).map_err(MountError::step("stat the source"))?;
-    let missing = match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Directory => Missing::Directory,
-        _ => Missing::File,
+    let directory = FileType::from_raw_mode(stat.st_mode) == FileType::Directory;
+    let missing = if directory {
+        Missing::Directory
+    } else {
+        Missing::File
     };
     let attributes = bind_attributes(wanted.flags);
     if attributes != MountAttr::default() {
@@ -264,8 +266,17 @@ fn attach(rootfs: &Rootfs, wanted: &Mount, tree: &OwnedFd) -> Result<(), MountEr
             .map_err(MountError::step("set the mount's attributes"))?;
     }
     let destination = rootfs.open_or_create(&wanted.destination, missing)?;
-    move_tree(tree.as_fd(), destination.as_fd()).map_err(MountError::step("attach the tree"))?;
+    move_tree(tree.as_fd(), destination.as_fd()).map_err(|errno| {
+        // What the kernel calls invalid here is mostly this, and the user's mistake.
+        let other = is_directory(destination.as_fd()) != directory;
+        let errno = if other { Errno::NOTDIR } else { errno };
+        MountError::step("attach the tree")(errno)
+    })?;
     set_attributes(tree.as_fd(), wanted)
+}
+
+fn is_directory(fd: BorrowedFd<'_>) -> bool {
+    fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
 
 /// A container can bind a file on a pts of its own; see [`crate::init`].
@@ -304,6 +315,17 @@ fn make_filesystem(
             .map_err(MountError::step("remount"));
     }
     let copy_up = wanted.copy_up && fs_type == "tmpfs";
+    let covered = copy_up
+        .then(|| {
+            openat(
+                &destination,
+                ".",
+                OFlags::RDONLY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )
+        })
+        .transpose()
+        .map_err(MountError::step("open the mount point"))?;
     // What is copied must be written first.
     let first = if copy_up {
         flags & !libc::MS_RDONLY
@@ -313,13 +335,13 @@ fn make_filesystem(
     mount(source, ".", fs_type, to_mount_flags(first), data).map_err(MountError::step("mount"))?;
     let changed =
         wanted.recursive_set != 0 || wanted.recursive_clear != 0 || !wanted.propagation.is_empty();
-    if !copy_up && !changed {
+    if covered.is_none() && !changed {
         return Ok(());
     }
     // The descriptor of the destination lies below the new mount; look it up again.
     let top = rootfs.open(&wanted.destination, OFlags::PATH)?;
-    if copy_up {
-        copy_up::copy(destination.as_fd(), top.as_fd())?;
+    if let Some(covered) = covered {
+        copy_up::copy(covered.as_fd(), top.as_fd())?;
         if flags & libc::MS_RDONLY != 0 {
             let attributes = MountAttr {
                 set: libc::MOUNT_ATTR_RDONLY,

@@ -1,16 +1,16 @@
 //! The root mount of a container and what is done to paths in it once all mounts are there.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{CWD, FileType, OFlags, fstat, openat};
+use rustix::fs::{CWD, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount,
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 
-use super::{MountError, clone_tree, move_tree};
+use super::{MountError, clone_tree, is_directory, move_tree};
 use crate::errno::Os;
 use crate::rootfs::Rootfs;
 use crate::sys::{MountAttr, mount_setattr};
@@ -74,7 +74,7 @@ pub fn mask(rootfs: &Rootfs, paths: &[String]) -> Result<(), MountError> {
             continue;
         };
         let hide = || {
-            if FileType::from_raw_mode(fstat(&found)?.st_mode) != FileType::Directory {
+            if !is_directory(found.as_fd()) {
                 // The guest's own: the container's may be anything.
                 let null = clone_tree(CWD, "/dev/null", false)?;
                 return move_tree(null.as_fd(), found.as_fd());
@@ -90,7 +90,7 @@ pub fn mask(rootfs: &Rootfs, paths: &[String]) -> Result<(), MountError> {
             Ok(())
         };
         hide().map_err(|errno| on_path("mask", path, errno))?;
-        if empty.is_none() && is_directory(&found) {
+        if empty.is_none() && is_directory(found.as_fd()) {
             empty = Some(rootfs.open(path, OFlags::PATH)?);
         }
     }
@@ -134,13 +134,6 @@ fn read_only() -> MountAttr {
         set: libc::MOUNT_ATTR_RDONLY,
         ..MountAttr::default()
     }
-}
-
-fn is_directory(fd: impl AsFd) -> bool {
-    let directory = |fd: BorrowedFd<'_>| {
-        fstat(fd).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
-    };
-    directory(fd.as_fd())
 }
 
 fn on_path(action: &'static str, path: &str, errno: Errno) -> MountError {

@@ -80,7 +80,9 @@ impl Agent {
         for name in ["share", "staging"] {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
-        let process = Command::new("unshare")
+        let process = Command::new("env")
+            // Whoever runs the tests may ignore signals; PID 1 starts with the defaults.
+            .args(["--default-signal", "unshare"])
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
             .arg(std::env::current_exe().unwrap())
             .args([
@@ -116,7 +118,7 @@ impl Agent {
         cgroup_mount().join(self.directory.path().file_name().unwrap())
     }
 
-    fn connect(&self) -> UnixStream {
+    pub(crate) fn connect(&self) -> UnixStream {
         let stream = UnixStream::connect(self.directory.path().join("socket")).unwrap();
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         stream

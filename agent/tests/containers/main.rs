@@ -2,4 +2,10 @@
 //! kernel. Needs root and a static busybox.
 
 mod harness;
+mod isolation;
 mod lifecycle;
+mod mounts;
+mod process;
+mod stdio;
+mod terminal;
+mod wire;
