@@ -58,3 +58,6 @@ impl Default for Limits {
         }
     }
 }
+
+#[cfg(test)]
+mod testing;

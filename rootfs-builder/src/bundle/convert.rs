@@ -102,7 +102,7 @@ pub(super) fn from_directory(
 }
 
 fn convert(request: Request<'_>, overrides: &Overrides, tree: &Tree) -> Result<Spec, ConvertError> {
-    let mut spec = container_spec()?;
+    let mut spec = container_spec();
     let mut process = spec.process().clone().unwrap_or_default();
     describe_process(&mut process, &request, overrides, tree)?;
     spec.set_process(Some(process));

@@ -14,7 +14,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
-use rustix::fs::{AtFlags, Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 pub use convert::ConvertError;
@@ -34,6 +34,17 @@ const TRASH: &str = "trash";
 const CONFIGURATION: &str = "config.json";
 /// The root directory's mode if no layer says otherwise.
 const ROOT_MODE: Mode = Mode::from_raw_mode(0o755);
+/// The root directory's time if no layer says otherwise.
+const EPOCH: Timestamps = Timestamps {
+    last_access: Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    },
+    last_modification: Timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    },
+};
 const CONFIGURATION_MODE: Mode = Mode::from_raw_mode(0o644);
 
 /// Why there is no bundle.
@@ -136,6 +147,8 @@ fn directory(staging: &Staging, name: &'static str, mode: Mode) -> Result<OwnedF
         .and_then(|()| rustix::fs::openat(staging.directory(), name, flags, Mode::empty()))
         // The process's umask has cut the mode.
         .and_then(|fd| rustix::fs::fchmod(&fd, mode).map(|()| fd))
+        // The same image gives the same tree, whenever it is unpacked.
+        .and_then(|fd| rustix::fs::futimens(&fd, &EPOCH).map(|()| fd))
         .map_err(part(name))
 }
 

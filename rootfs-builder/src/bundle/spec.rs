@@ -2,10 +2,9 @@
 //!
 //! Called by `convert` and by whoever writes a `config.json` of their own.
 
-use oci_spec::OciSpecError;
-use oci_spec::runtime::{Capability, LinuxCapabilitiesBuilder, Spec};
+use oci_spec::runtime::{Capability, LinuxCapabilities, Spec};
 
-/// What `runc spec` writes, with our hostname.
+/// What `runc spec` writes on a host with cgroup v2, with our hostname.
 const DEFAULT: &str = include_str!("default-config.json");
 
 /// The capabilities of a container made from an image or a directory: those Docker, containerd and
@@ -61,21 +60,23 @@ pub fn default_spec() -> Spec {
 
 /// Returns [`default_spec`] as containers of images expect it: with the usual capabilities,
 /// and with setuid programs that work.
-pub(super) fn container_spec() -> Result<Spec, OciSpecError> {
+pub(super) fn container_spec() -> Spec {
     let mut spec = default_spec();
     let granted = || {
         CAPABILITIES
             .into_iter()
             .collect::<std::collections::HashSet<_>>()
     };
-    let capabilities = LinuxCapabilitiesBuilder::default()
-        .bounding(granted())
-        .effective(granted())
-        .permitted(granted())
-        .build()?;
+    let mut capabilities = LinuxCapabilities::default();
+    capabilities
+        .set_bounding(Some(granted()))
+        .set_effective(Some(granted()))
+        .set_permitted(Some(granted()))
+        .set_inheritable(None)
+        .set_ambient(None);
     if let Some(process) = spec.process_mut() {
         process.set_capabilities(Some(capabilities));
         process.set_no_new_privileges(Some(false));
     }
-    Ok(spec)
+    spec
 }

@@ -218,7 +218,7 @@ fn name_annotations(descriptor: &Descriptor) -> impl Iterator<Item = &str> {
             .and_then(|map| map.get(*key))
             .map(String::as_str)
     };
-    NAME_ANNOTATIONS.iter().filter_map(move |key| named(key))
+    NAME_ANNOTATIONS.iter().filter_map(named)
 }
 
 /// The names of all images, for messages.

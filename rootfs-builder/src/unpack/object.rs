@@ -95,7 +95,8 @@ impl Layer<'_, '_> {
         let cannot_write = |error| in_entry(entry)(EntryError::call("write the file")(error));
         let buffer = &mut self.unpacker.buffer;
         let mut end = 0;
-        for extent in &entry.extents {
+        // An empty part is how GNU tar marks a hole at the end: nothing is written there.
+        for extent in entry.extents.iter().filter(|extent| extent.length > 0) {
             let (mut offset, mut left) = (extent.offset, extent.length);
             while left > 0 {
                 let limit = left.min(buffer.len() as u64) as usize;
