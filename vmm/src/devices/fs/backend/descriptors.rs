@@ -11,39 +11,60 @@ use std::{
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Quarters of `RLIMIT_NOFILE` that a share may use; the rest is for the VMM's other devices,
-/// whose connections would otherwise fail because a guest looked at many files.
-const SHARE_QUARTERS: u64 = 3;
-/// Stands in for an unlimited `RLIMIT_NOFILE`: the kernel's own default for `fs.nr_open`.
-const UNLIMITED: u64 = 1 << 20;
+/// Of four parts of `RLIMIT_NOFILE`: those for files in the guest's cache (past which they are
+/// remembered by file handle), and those for files the guest has open. The last part is for the
+/// VMM's other devices, whose connections would otherwise fail because of a guest's files.
+const CACHED_PARTS: u64 = 2;
+const OPEN_PARTS: u64 = 1;
+/// What `RLIMIT_NOFILE` is raised to if the process may: the kernel's default `fs.nr_open`. Also
+/// stands in for no limit at all.
+const WANTED: u64 = 1 << 20;
 
 /// The right to hold one more descriptor; given back when dropped.
 #[derive(Debug)]
 pub(super) struct Lease(Arc<DescriptorShare>);
 
-/// Counts the descriptors of one share.
+/// Counts descriptors of one kind.
 #[derive(Debug)]
 pub(super) struct DescriptorShare {
     limit: u64,
     leased: AtomicU64,
 }
 
-impl DescriptorShare {
-    /// Raises `RLIMIT_NOFILE` to the hard limit, because each file a guest has in its cache
-    /// holds one descriptor, and takes the share's part of it.
-    pub(super) fn new() -> Arc<Self> {
-        let limits = getrlimit(Resource::Nofile);
-        let raised = Rlimit {
-            current: limits.maximum,
-            maximum: limits.maximum,
-        };
-        let current = match setrlimit(Resource::Nofile, raised) {
-            Ok(()) => limits.maximum,
-            Err(_) => limits.current,
-        };
-        Self::with_limit(current.unwrap_or(UNLIMITED) / 4 * SHARE_QUARTERS)
-    }
+/// The limits of a share.
+pub(super) struct Limits {
+    pub(super) cached: Arc<DescriptorShare>,
+    pub(super) open: Arc<DescriptorShare>,
+}
 
+impl Limits {
+    /// Raises `RLIMIT_NOFILE` as far as it goes, and takes the share's parts of it.
+    pub(super) fn of_process() -> Self {
+        let part = raise() / 4;
+        Self {
+            cached: DescriptorShare::with_limit(part * CACHED_PARTS),
+            open: DescriptorShare::with_limit(part * OPEN_PARTS),
+        }
+    }
+}
+
+fn raise() -> u64 {
+    let before = getrlimit(Resource::Nofile);
+    let (current, maximum) = (before.current, before.maximum);
+    // The first takes a capability if it is more than the hard limit.
+    for wanted in [Some(WANTED).max(maximum), maximum] {
+        let limits = Rlimit {
+            current: wanted,
+            maximum: wanted,
+        };
+        if setrlimit(Resource::Nofile, limits).is_ok() {
+            return wanted.unwrap_or(WANTED);
+        }
+    }
+    current.unwrap_or(WANTED)
+}
+
+impl DescriptorShare {
     /// A share of at most `limit` descriptors.
     pub(super) fn with_limit(limit: u64) -> Arc<Self> {
         Arc::new(Self {

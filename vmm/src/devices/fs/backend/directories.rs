@@ -10,7 +10,7 @@ use std::{
 use fuse_backend_rs::api::filesystem::{DirEntry, Entry};
 use rustix::fs::{FileType, OFlags, RawDir, RawDirEntry, SeekFrom, seek};
 
-use super::{Share, errno, handles::Handle, inodes::Inode};
+use super::{Share, errno, handles::Handle, inodes::Known};
 
 /// Bytes of directory entries read from the host at once; about what fits into the page a guest
 /// asks for. The longest entry is 280 bytes.
@@ -24,7 +24,7 @@ impl Share {
         }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
         self.handles
-            .insert(inode.id, self.reopen(&*inode, flags)?, false)
+            .insert(inode.id, self.reopen(&inode, flags)?, false)
     }
 
     /// Calls `add` with entries from position `offset` on until it returns 0, which means that
@@ -59,7 +59,7 @@ impl Share {
 
     /// The entry to send along with a name. None, which leaves the look-up to the guest, for `.`
     /// and `..`, for what vanished meanwhile, and for places of other file systems.
-    fn known_entry(&self, directory: &Inode, name: &CStr) -> Option<Entry> {
+    fn known_entry(&self, directory: &Known, name: &CStr) -> Option<Entry> {
         if matches!(name.to_bytes(), b"." | b"..") {
             return None;
         }
@@ -75,7 +75,7 @@ impl Share {
         &self,
         (inode, handle): (u64, u64),
         offset: u64,
-        visit: &mut dyn FnMut(&Inode, &RawDirEntry<'_>) -> io::Result<bool>,
+        visit: &mut dyn FnMut(&Known, &RawDirEntry<'_>) -> io::Result<bool>,
     ) -> io::Result<()> {
         let directory = self.inodes.get(inode)?;
         let handle: Arc<Handle> = self.handles.get(handle, inode)?;
@@ -104,7 +104,7 @@ impl Share {
     }
 }
 
-fn entry<'a>(directory: &Inode, raw: &'a RawDirEntry<'_>) -> DirEntry<'a> {
+fn entry<'a>(directory: &Known, raw: &'a RawDirEntry<'_>) -> DirEntry<'a> {
     DirEntry {
         ino: directory.shown_ino(raw.ino()),
         offset: raw.next_entry_cookie(),

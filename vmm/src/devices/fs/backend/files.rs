@@ -15,8 +15,8 @@ use fuse_backend_rs::{
 };
 use rustix::{
     fs::{
-        FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fcntl_setfl, fdatasync, fsync, openat,
-        seek,
+        FallocateFlags, Mode, OFlags, SeekFrom, fallocate, fcntl_getfl, fcntl_setfl, fdatasync,
+        fsync, openat, seek,
     },
     io::Errno,
     time::{ClockId, clock_gettime},
@@ -26,7 +26,7 @@ use super::{
     Share, check_name, errno,
     handles::Handle,
     identity::{Creator, WithoutFsetid},
-    inodes::Inode,
+    inodes::Known,
     status,
 };
 
@@ -66,7 +66,7 @@ impl Share {
             None
         };
         let flags = open_flags(flags);
-        let file = self.reopen(&*inode, flags)?;
+        let file = self.reopen(&inode, flags)?;
         let options = if keeps_cache(&file)? {
             OpenOptions::KEEP_CACHE
         } else {
@@ -109,7 +109,7 @@ impl Share {
     pub(super) fn create_in(
         &self,
         caller: &Context,
-        parent: &Inode,
+        parent: &Known,
         name: &CStr,
         how: OFlags,
         args: &CreateIn,
@@ -151,13 +151,11 @@ impl Share {
         let handle = self.handles.get(handle, inode)?;
         // fcntl(2) can change O_APPEND while a file is open; the guest says so with each write.
         let append = OFlags::from_bits_retain(flags).contains(OFlags::APPEND);
-        if handle.append.swap(append, Ordering::Relaxed) != append {
-            let flags = if append {
-                OFlags::APPEND
-            } else {
-                OFlags::empty()
-            };
+        if handle.append.load(Ordering::Relaxed) != append {
+            let mut flags = fcntl_getfl(&*handle)?;
+            flags.set(OFlags::APPEND, append);
             fcntl_setfl(&*handle, flags)?;
+            handle.append.store(append, Ordering::Relaxed);
         }
         let _ordinary = self.without_fsetid_if(fuse_flags & WRITE_KILL_PRIV != 0, &handle)?;
         from.read_to(&mut *borrowed(&handle), size as usize, offset)

@@ -1,9 +1,10 @@
 //! The files the guest knows: a table from node ids (what FUSE calls them) to `O_PATH`
-//! descriptors. Used by the operations in the sibling files; it must not know FUSE messages.
+//! descriptors, or file handles when there are too many. Used by the operations in the sibling files; it must not know FUSE messages.
 
 use std::{
     collections::HashMap,
     io,
+    ops::Deref,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::{
         Arc, RwLock, RwLockReadGuard, RwLockWriteGuard,
@@ -13,7 +14,13 @@ use std::{
 
 use fuse_backend_rs::abi::fuse_abi::ROOT_ID;
 
-use super::descriptors::{DescriptorShare, Lease};
+use super::{
+    descriptors::{DescriptorShare, Lease},
+    file_handle::{FileHandle, Mounts},
+};
+
+/// Most files a guest's cache may hold: about 300 bytes each.
+const INODES_MAX: usize = 1 << 20;
 
 /// A device of the host, as `major << 32 | minor`.
 pub(super) type Device = u64;
@@ -31,14 +38,25 @@ pub(super) struct Key {
     pub(super) mount: u64,
 }
 
+/// How a file is found again.
+#[derive(Debug)]
+enum Anchor {
+    /// By a descriptor, which also keeps the inode number from being used again.
+    Descriptor(
+        Arc<OwnedFd>,
+        #[expect(dead_code, reason = "held, not read")] Lease,
+    ),
+    /// By name for the kernel, when descriptors run short.
+    Handle(FileHandle),
+}
+
 /// A file the guest knows.
 #[derive(Debug)]
 pub(super) struct Inode {
     /// Node id: never used twice in a session, so a late request cannot meet another file.
     pub(super) id: u64,
     key: Key,
-    descriptor: OwnedFd,
-    _lease: Lease,
+    anchor: Anchor,
     /// Type bits of the mode (`S_IFMT`).
     pub(super) format: u32,
     /// Device of the file system at whose place the guest sees this file: its own, or that of an
@@ -74,7 +92,22 @@ impl Inode {
     }
 }
 
-impl AsFd for Inode {
+/// An inode and an `O_PATH` descriptor of it.
+#[derive(Debug)]
+pub(super) struct Known {
+    inode: Arc<Inode>,
+    descriptor: Arc<OwnedFd>,
+}
+
+impl Deref for Known {
+    type Target = Inode;
+
+    fn deref(&self) -> &Inode {
+        &self.inode
+    }
+}
+
+impl AsFd for Known {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.descriptor.as_fd()
     }
@@ -94,35 +127,35 @@ struct Table {
     by_key: HashMap<Key, u64>,
 }
 
-/// The table. Its size is bounded by the descriptors the share may use.
+/// The table.
 #[derive(Debug)]
 pub(super) struct Inodes {
     table: RwLock<Table>,
     next_id: AtomicU64,
     descriptors: Arc<DescriptorShare>,
+    mounts: Mounts,
 }
 
 impl Inodes {
     /// A table that knows `root` only, which is never forgotten.
     pub(super) fn new(root: Found, descriptors: Arc<DescriptorShare>) -> io::Result<Self> {
         let mut table = Table::default();
+        let lease = descriptors.lease()?;
+        let inode = Inode {
+            id: ROOT_ID,
+            key: root.key,
+            anchor: Anchor::Descriptor(Arc::new(root.descriptor), lease),
+            format: root.format,
+            shown: root.shown,
+            lookups: AtomicU64::new(1),
+        };
         table.by_key.insert(root.key, ROOT_ID);
-        table.by_id.insert(
-            ROOT_ID,
-            Arc::new(Inode {
-                id: ROOT_ID,
-                key: root.key,
-                descriptor: root.descriptor,
-                _lease: descriptors.lease()?,
-                format: root.format,
-                shown: root.shown,
-                lookups: AtomicU64::new(1),
-            }),
-        );
+        table.by_id.insert(ROOT_ID, Arc::new(inode));
         Ok(Self {
             table: RwLock::new(table),
             next_id: AtomicU64::new(ROOT_ID + 1),
             descriptors,
+            mounts: Mounts::default(),
         })
     }
 
@@ -143,34 +176,46 @@ impl Inodes {
     /// The file with node id `id`.
     ///
     /// # Errors
-    /// `ENOENT` when there is none.
-    pub(super) fn get(&self, id: u64) -> io::Result<Arc<Inode>> {
-        self.read()
+    /// `ENOENT` when there is none, `ESTALE` when it is gone from the host.
+    pub(super) fn get(&self, id: u64) -> io::Result<Known> {
+        let inode = self
+            .read()
             .by_id
             .get(&id)
             .cloned()
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOENT))?;
+        let descriptor = match &inode.anchor {
+            Anchor::Descriptor(descriptor, _) => Arc::clone(descriptor),
+            Anchor::Handle(handle) => Arc::new(handle.open()?),
+        };
+        Ok(Known { inode, descriptor })
     }
 
-    /// The inode of `found`, with one lookup more.
+    /// The inode of `found`, with one lookup more. `proc_fds` is `/proc/self/fd`.
     ///
     /// # Errors
-    /// `ENFILE` when the share has no descriptor left for it.
-    pub(super) fn adopt(&self, found: Found) -> io::Result<Arc<Inode>> {
+    /// `ENFILE` when there are too many.
+    pub(super) fn adopt(&self, found: Found, proc_fds: BorrowedFd<'_>) -> io::Result<Arc<Inode>> {
         // `forget` takes the write lock, so what is found here cannot be on its way out.
-        if let Some(inode) = known(&self.read(), &found.key) {
+        if let Some(inode) = known(&self.read(), &found) {
             return Ok(inode);
         }
-        let lease = self.descriptors.lease()?;
+        let anchor = match self.descriptors.lease() {
+            Ok(lease) => Anchor::Descriptor(Arc::new(found.descriptor), lease),
+            Err(_) => Anchor::Handle(self.mounts.handle(&found, proc_fds)?),
+        };
         let mut table = self.write();
-        if let Some(inode) = known(&table, &found.key) {
+        // Another thread may have been faster.
+        if let Some(inode) = same(&table, &found.key, &anchor) {
             return Ok(inode);
+        }
+        if table.by_id.len() >= INODES_MAX {
+            return Err(io::Error::from_raw_os_error(libc::ENFILE));
         }
         let inode = Arc::new(Inode {
             id: self.next_id.fetch_add(1, Ordering::Relaxed),
             key: found.key,
-            descriptor: found.descriptor,
-            _lease: lease,
+            anchor,
             format: found.format,
             shown: found.shown,
             lookups: AtomicU64::new(1),
@@ -196,8 +241,11 @@ impl Inodes {
             inode.lookups.store(left, Ordering::Relaxed);
             if left == 0 {
                 let key = inode.key;
-                table.by_key.remove(&key);
                 dropped.extend(table.by_id.remove(id));
+                // Unless the number belongs to a newer file meanwhile.
+                if table.by_key.get(&key) == Some(id) {
+                    table.by_key.remove(&key);
+                }
             }
         }
         drop(table);
@@ -222,8 +270,29 @@ impl Inodes {
     }
 }
 
-fn known(table: &Table, key: &Key) -> Option<Arc<Inode>> {
-    let inode = table.by_id.get(table.by_key.get(key)?)?;
+/// The inode of `found` in `table`, with one lookup more.
+fn known(table: &Table, found: &Found) -> Option<Arc<Inode>> {
+    let inode = table.by_id.get(table.by_key.get(&found.key)?)?;
+    if let Anchor::Handle(handle) = &inode.anchor
+        && !handle.is_of(&found.descriptor)
+    {
+        // Nothing kept the number from being used again, and it was.
+        return None;
+    }
     inode.lookups.fetch_add(1, Ordering::Relaxed);
     Some(Arc::clone(inode))
+}
+
+/// The inode in `table` that is the file of `key` and `anchor`, with one lookup more.
+fn same(table: &Table, key: &Key, anchor: &Anchor) -> Option<Arc<Inode>> {
+    let inode = table.by_id.get(table.by_key.get(key)?)?;
+    let is_same = match (&inode.anchor, anchor) {
+        (Anchor::Descriptor(..), _) => true,
+        (Anchor::Handle(old), Anchor::Descriptor(new, _)) => old.is_of(new),
+        (Anchor::Handle(old), Anchor::Handle(new)) => old == new,
+    };
+    is_same.then(|| {
+        inode.lookups.fetch_add(1, Ordering::Relaxed);
+        Arc::clone(inode)
+    })
 }

@@ -25,7 +25,7 @@ use rustix::{
 use super::{
     CACHE_TIMEOUT, Share, attributes, errno,
     identity::{self, WithoutFsetid},
-    inodes::Inode,
+    inodes::Known,
     status,
 };
 
@@ -37,7 +37,7 @@ const NANOSECONDS: i64 = 1_000_000_000;
 impl Share {
     pub(super) fn get_attributes(&self, inode: u64) -> io::Result<(stat64, Duration)> {
         let inode = self.inodes.get(inode)?;
-        let status = status(&*inode)?;
+        let status = status(&inode)?;
         Ok((attributes(&status, &inode).into(), CACHE_TIMEOUT))
     }
 
@@ -52,7 +52,7 @@ impl Share {
         let inode = self.inodes.get(id)?;
         if valid.contains(SetattrValid::MODE) {
             let mode = Mode::from_raw_mode(wanted.st_mode);
-            let name = DecInt::from_fd(&*inode);
+            let name = DecInt::from_fd(&inode);
             chmodat(&self.proc_fds, name, mode, AtFlags::empty())?;
         }
         // Nothing to set is what chown(2) with two times -1 comes down to: it clears set-id bits.
@@ -75,7 +75,7 @@ impl Share {
                     (wanted.st_mtime, wanted.st_mtime_nsec),
                 )?,
             };
-            let name = DecInt::from_fd(&*inode);
+            let name = DecInt::from_fd(&inode);
             utimensat(&self.proc_fds, name, &times, AtFlags::empty())?;
         }
         self.get_attributes(id)
@@ -83,7 +83,7 @@ impl Share {
 
     fn truncate(
         &self,
-        inode: &Inode,
+        inode: &Known,
         size: i64,
         handle: Option<u64>,
         valid: SetattrValid,
@@ -104,7 +104,7 @@ impl Share {
     }
 
     pub(super) fn read_symlink(&self, inode: u64) -> io::Result<Vec<u8>> {
-        let target = readlinkat(&*self.inodes.get(inode)?, c"", Vec::new())?;
+        let target = readlinkat(self.inodes.get(inode)?, c"", Vec::new())?;
         Ok(target.into_bytes())
     }
 
@@ -131,7 +131,7 @@ impl Share {
         let inode = self.inodes.get(inode)?;
         identity::enter(self.proc_fds())?;
         let flags = XattrFlags::from_bits_retain(flags);
-        Ok(setxattr(DecInt::from_fd(&*inode), name, value, flags)?)
+        Ok(setxattr(DecInt::from_fd(&inode), name, value, flags)?)
     }
 
     pub(super) fn get_xattr(
@@ -142,7 +142,7 @@ impl Share {
     ) -> io::Result<GetxattrReply> {
         let inode = self.inodes.get(inode)?;
         identity::enter(self.proc_fds())?;
-        let path = DecInt::from_fd(&*inode);
+        let path = DecInt::from_fd(&inode);
         let result = if size == 0 {
             getxattr_query(path, name).map(|length| GetxattrReply::Count(count(length)))
         } else {
@@ -167,7 +167,7 @@ impl Share {
     pub(super) fn list_xattr(&self, inode: u64, size: u32) -> io::Result<ListxattrReply> {
         let inode = self.inodes.get(inode)?;
         identity::enter(self.proc_fds())?;
-        let path = DecInt::from_fd(&*inode);
+        let path = DecInt::from_fd(&inode);
         if size == 0 {
             return Ok(ListxattrReply::Count(count(listxattr_query(path)?)));
         }
@@ -180,11 +180,11 @@ impl Share {
     pub(super) fn remove_xattr(&self, inode: u64, name: &CStr) -> io::Result<()> {
         let inode = self.inodes.get(inode)?;
         identity::enter(self.proc_fds())?;
-        Ok(removexattr(DecInt::from_fd(&*inode), name)?)
+        Ok(removexattr(DecInt::from_fd(&inode), name)?)
     }
 }
 
-fn change_owner(inode: &Inode, wanted: &stat64, valid: SetattrValid) -> io::Result<()> {
+fn change_owner(inode: &Known, wanted: &stat64, valid: SetattrValid) -> io::Result<()> {
     // -1 would mean "as it is" to the system call; the guest says that by leaving the bit out.
     let id = |bit, id: u32| match (valid.contains(bit), id) {
         (false, _) => Ok(None),

@@ -10,6 +10,7 @@
 mod descriptors;
 mod directories;
 mod extra;
+mod file_handle;
 mod files;
 mod filesystem;
 mod handles;
@@ -25,10 +26,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use fuse_backend_rs::{
@@ -42,9 +40,9 @@ use rustix::{
 
 pub(super) use self::session::Session;
 use self::{
-    descriptors::DescriptorShare,
+    descriptors::Limits,
     handles::Handles,
-    inodes::{Device, Found, Inode, Inodes},
+    inodes::{Device, Found, Inode, Inodes, Known},
 };
 use super::CACHE_TIMEOUT;
 
@@ -81,13 +79,15 @@ struct Share {
     handles: Handles,
     /// `/proc/self/fd`: the way from an `O_PATH` descriptor to one for reading and writing.
     proc_fds: OwnedFd,
+    /// Whether the guest has started a session and not ended it.
+    started: AtomicBool,
     /// Whether the guest mounts announced file systems at their own places.
     submounts: AtomicBool,
 }
 
 impl Share {
     /// A share of `root`, an `O_PATH` descriptor of a directory.
-    fn new(root: OwnedFd, descriptors: Arc<DescriptorShare>) -> io::Result<Self> {
+    fn new(root: OwnedFd, limits: Limits) -> io::Result<Self> {
         let proc_fds = open(
             "/proc/self/fd",
             OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -98,9 +98,10 @@ impl Share {
             return Err(io::Error::from_raw_os_error(libc::ENOTDIR));
         }
         Ok(Self {
-            inodes: Inodes::new(root, Arc::clone(&descriptors))?,
-            handles: Handles::new(descriptors),
+            inodes: Inodes::new(root, limits.cached)?,
+            handles: Handles::new(limits.open),
             proc_fds,
+            started: AtomicBool::new(false),
             submounts: AtomicBool::new(false),
         })
     }
@@ -110,10 +111,12 @@ impl Share {
         let options = OPTIONS & capable;
         self.submounts
             .store(options.contains(FsOptions::SUBMOUNTS), Ordering::Relaxed);
+        self.started.store(true, Ordering::Relaxed);
         options
     }
 
     fn end(&self) {
+        self.started.store(false, Ordering::Relaxed);
         self.handles.clear();
         self.inodes.clear();
     }
@@ -132,7 +135,7 @@ impl Share {
     }
 
     /// Looks `name` up in `parent`, never through a symbolic link, and counts the look-up.
-    fn find(&self, parent: &Inode, name: &CStr) -> io::Result<Entry> {
+    fn find(&self, parent: &Known, name: &CStr) -> io::Result<Entry> {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let descriptor = openat(parent, name, flags, Mode::empty())?;
         self.adopt(parent, descriptor)
@@ -146,7 +149,7 @@ impl Share {
         if found.format != libc::S_IFDIR {
             found.shown = parent.shown;
         }
-        let inode = self.inodes.adopt(found)?;
+        let inode = self.inodes.adopt(found, self.proc_fds())?;
         let flags = if inode.is_submount_of(parent) {
             ATTR_SUBMOUNT
         } else {
@@ -232,4 +235,4 @@ fn errno(code: i32) -> io::Error {
 }
 
 #[cfg(test)]
-pub(super) mod tests;
+mod tests;

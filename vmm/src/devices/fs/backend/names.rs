@@ -16,7 +16,7 @@ use super::{Share, check_name, errno, identity::Creator};
 impl Share {
     pub(super) fn look_up(&self, parent: u64, name: &CStr) -> io::Result<Entry> {
         check_name(name)?;
-        self.find(&*self.inodes.get(parent)?, name)
+        self.find(&self.inodes.get(parent)?, name)
     }
 
     pub(super) fn make_directory(
@@ -31,7 +31,7 @@ impl Share {
         let parent = self.inodes.get(parent)?;
         {
             let _creator = Creator::new(self.proc_fds(), caller.uid, caller.gid, umask)?;
-            mkdirat(&*parent, name, Mode::from_raw_mode(mode))?;
+            mkdirat(&parent, name, Mode::from_raw_mode(mode))?;
         }
         self.find(&parent, name)
     }
@@ -57,7 +57,7 @@ impl Share {
         {
             let _creator = Creator::new(self.proc_fds(), caller.uid, caller.gid, umask)?;
             let mode = Mode::from_raw_mode(mode);
-            mknodat(&*parent, name, file_type, mode, u64::from(device))?;
+            mknodat(&parent, name, file_type, mode, u64::from(device))?;
         }
         self.find(&parent, name)
     }
@@ -73,7 +73,7 @@ impl Share {
         let parent = self.inodes.get(parent)?;
         {
             let _creator = Creator::new(self.proc_fds(), caller.uid, caller.gid, 0)?;
-            symlinkat(target, &*parent, name)?;
+            symlinkat(target, &parent, name)?;
         }
         self.find(&parent, name)
     }
@@ -86,8 +86,8 @@ impl Share {
         // followed is the entry of /proc; a symbolic link behind it is linked itself.
         linkat(
             &self.proc_fds,
-            DecInt::from_fd(&*inode),
-            &*parent,
+            DecInt::from_fd(&inode),
+            &parent,
             name,
             AtFlags::SYMLINK_FOLLOW,
         )?;
@@ -96,7 +96,7 @@ impl Share {
 
     pub(super) fn remove(&self, parent: u64, name: &CStr, flags: AtFlags) -> io::Result<()> {
         check_name(name)?;
-        Ok(unlinkat(&*self.inodes.get(parent)?, name, flags)?)
+        Ok(unlinkat(&self.inodes.get(parent)?, name, flags)?)
     }
 
     pub(super) fn move_entry(
@@ -110,6 +110,6 @@ impl Share {
         let from = self.inodes.get(from)?;
         let to = self.inodes.get(to)?;
         let flags = RenameFlags::from_bits_retain(flags);
-        Ok(renameat_with(&*from, name, &*to, new_name, flags)?)
+        Ok(renameat_with(&from, name, &to, new_name, flags)?)
     }
 }

@@ -6,7 +6,7 @@ use std::{
     os::fd::OwnedFd,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        atomic::{AtomicU64, Ordering},
     },
 };
 
@@ -17,7 +17,7 @@ use fuse_backend_rs::{
 };
 use vm_memory::ByteValued;
 
-use super::{Share, descriptors::DescriptorShare, extra};
+use super::{Share, descriptors::Limits, extra};
 use crate::devices::{
     fs::REQUEST_MAX_BYTES,
     serve::{BrokenQueue, Request, read_start},
@@ -32,7 +32,6 @@ const ANSWER_HEADER_BYTES: usize = size_of::<OutHeader>();
 pub(in super::super) struct Session {
     share: Arc<Share>,
     server: Server<Arc<Share>>,
-    started: AtomicBool,
     requests: AtomicU64,
     malformed: AtomicU64,
 }
@@ -43,11 +42,10 @@ impl Session {
     /// # Errors
     /// When `root` is no directory or `/proc` cannot be used.
     pub(in super::super) fn new(root: OwnedFd) -> io::Result<Self> {
-        let share = Arc::new(Share::new(root, DescriptorShare::new())?);
+        let share = Arc::new(Share::new(root, Limits::of_process())?);
         Ok(Self {
             server: Server::new(Arc::clone(&share)),
             share,
-            started: AtomicBool::new(false),
             requests: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
         })
@@ -55,13 +53,12 @@ impl Session {
 
     /// Whether the guest has started the session and not ended it.
     pub(in super::super) fn is_started(&self) -> bool {
-        self.started.load(Ordering::Relaxed)
+        self.share.started.load(Ordering::Relaxed)
     }
 
     /// Ends the session: forgets every inode but the root's, closes every handle.
     pub(in super::super) fn reset(&self) {
         self.share.end();
-        self.started.store(false, Ordering::Relaxed);
     }
 
     /// Calls `report` with each counter.
@@ -137,10 +134,7 @@ impl Session {
                 tracing::debug!(opcode = header.opcode, %error, "malformed message");
                 libc::EINVAL
             })?;
-        if header.opcode == Opcode::Init as u32 {
-            self.started.store(true, Ordering::Relaxed);
-        } else if header.opcode == Opcode::Destroy as u32 {
-            self.started.store(false, Ordering::Relaxed);
+        if header.opcode == Opcode::Destroy as u32 {
             // The library does not say how long its answer is: a header.
             return Ok(ANSWER_HEADER_BYTES as u32);
         }
@@ -157,9 +151,10 @@ fn is_silent(opcode: u32) -> bool {
 }
 
 /// Messages that are handed to the library. Not: locks and poll, which stay in the guest; bmap,
-/// which would show where files lie on the host's disk; ioctl, which reaches drivers; `SYNCFS`,
-/// which would make the host write out what all its other users wrote; DAX mappings, which are
-/// not offered.
+/// which would show where files lie on the host's disk; ioctl, which reaches drivers; flush, since
+/// closing a file on the host has nothing to tell either (and without an answer the guest saves a
+/// message for each close); access, which the guest decides itself; `SYNCFS`, which would make
+/// the host write out what all its other users wrote; DAX mappings, which are not offered.
 fn is_served(opcode: u32) -> bool {
     use Opcode as O;
     [

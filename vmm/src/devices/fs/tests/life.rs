@@ -1,13 +1,13 @@
 //! Configuration, activation, pause, reset, save and restore, notifications.
 
-use std::{fs, os::fd::AsFd};
+use std::fs;
 
 use fuse_backend_rs::abi::fuse_abi::{FsOptions, GetattrIn, Opcode, ROOT_ID};
 use vm_memory::ByteValued;
 
 use super::client::{Client, REQUESTS, open_path};
 use crate::{
-    devices::fs::{Fs, FsError, backend::tests::limited},
+    devices::fs::{Fs, FsError},
     virtio::{
         device::{ActivateError, RestoreError, VirtioDevice},
         mock::{Buffer, MockDriver},
@@ -186,15 +186,4 @@ fn messages_may_be_cut_anywhere() {
     assert_eq!(used[0].1, 16 + 128);
     let raw = client.driver.content(reply);
     assert_eq!(raw[4..8], [0; 4], "error");
-}
-
-#[test]
-fn descriptors_are_bounded() {
-    let dir = tempfile::tempdir().unwrap();
-    for index in 0..20 {
-        fs::write(dir.path().join(format!("{index}")), "").unwrap();
-    }
-    let fd = open_path(dir.path());
-    let known = limited(fd.as_fd().try_clone_to_owned().unwrap(), 10, 20);
-    assert_eq!(known, 9, "the root is the tenth");
 }
