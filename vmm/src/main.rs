@@ -60,13 +60,14 @@ fn run(fd: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .init();
-    let reason = match launch_socket(fd).and_then(serve) {
-        Ok(reason) => reason,
+    let mut server = match launch_socket(fd).and_then(serve) {
+        Ok(server) => server,
         Err(error) => {
             eprintln!("lazaret-vmm: {error:#}");
-            ExitReason::Error
+            std::process::exit(ExitReason::Error.code().into());
         }
     };
+    let reason = server.run();
     std::process::exit(reason.code().into());
 }
 
@@ -85,8 +86,9 @@ fn launch_socket(argument: &str) -> anyhow::Result<UnixStream> {
     Ok(unsafe { UnixStream::from_raw_fd(number) })
 }
 
-fn serve(socket: UnixStream) -> anyhow::Result<ExitReason> {
-    let mut server = match start(&socket) {
+/// Starts the VM and tells the runtime.
+fn serve(socket: UnixStream) -> anyhow::Result<Server> {
+    let server = match start(&socket) {
         Ok(server) => server,
         Err(error) => {
             let line = launch::one_line(&error);
@@ -97,7 +99,7 @@ fn serve(socket: UnixStream) -> anyhow::Result<ExitReason> {
     };
     // If the runtime is gone, the server notices at once.
     let _ = launch::answer(&socket, &Ok(()));
-    Ok(server.run())
+    Ok(server)
 }
 
 /// From the launch to running vCPUs.

@@ -5,7 +5,9 @@
 //! Each folder offers `from_config`; [`from_config`] here is the one place that knows them all.
 
 pub mod block;
+pub mod console;
 pub mod fs;
+pub mod rng;
 mod serve;
 pub mod vsock;
 
@@ -22,6 +24,9 @@ pub enum DeviceError {
     /// A descriptor that the configuration names is not to be had.
     #[error("descriptor of a device")]
     Descriptor(#[from] FdError),
+    /// The console cannot be made.
+    #[error("console device")]
+    Console(#[from] console::ConsoleError),
     /// A disk cannot be served.
     #[error("blk device")]
     Block(#[from] block::BlockError),
@@ -45,6 +50,8 @@ pub fn from_config(
     fds: &mut Fds,
 ) -> Result<Box<dyn VirtioDevice>, DeviceError> {
     match config {
+        DeviceConfig::Console(config) => Ok(Box::new(console::Console::from_config(config, fds)?)),
+        DeviceConfig::Rng => Ok(Box::new(rng::Rng::default())),
         DeviceConfig::Block(config) => Ok(Box::new(block::Block::from_config(config, fds)?)),
         DeviceConfig::Fs(config) => Ok(Box::new(fs::Fs::from_config(config, fds)?)),
         DeviceConfig::Vsock(config) => Ok(Box::new(vsock::Vsock::from_config(config, fds)?)),

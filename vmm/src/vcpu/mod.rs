@@ -160,8 +160,9 @@ impl Shared {
         while self.wait_to_run() {
             let over = self.run(bus);
             if let Some(reason) = over {
-                end.report(reason);
+                // Before the report: whoever hears of it may order the thread's end at once.
                 lock(&self.control).0 = Command::Park;
+                end.report(reason);
             }
         }
     }
