@@ -64,6 +64,23 @@ pub(crate) fn descendants(ancestor: i32) -> Result<Vec<Process>> {
     Ok(found)
 }
 
+/// Processor time a process has used, in clock ticks of 10 ms.
+pub(crate) fn cpu_ticks(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/stat");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let after = text
+        .rfind(')')
+        .map_or("", |at| text.get(at + 1..).unwrap_or_default());
+    // utime and stime are the fields 14 and 15; the state behind the name is field 3.
+    let fields: Vec<u64> = after
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|word| word.parse().ok())
+        .collect();
+    Ok(fields.iter().sum())
+}
+
 /// How many file descriptors a process has open.
 pub(crate) fn open_descriptors(pid: i32) -> Result<usize> {
     let path = format!("/proc/{pid}/fd");

@@ -1,8 +1,9 @@
 //! `lazaret-e2e`: end-to-end cases that run against `runc`, `crun` or `lazaret`.
 //!
-//! The same static binary is three programs: the suite (what a person or `cargo xtask test`
+//! The same static binary is several programs: the suite (what a person or `cargo xtask test`
 //! calls), `case` (one case in its own namespaces, started by the suite) and `probe` (the guest
-//! side of a case, hard-linked into the container). It must know the runtimes only through their
+//! side of a case, hard-linked into the container), and the `/init` of a
+//! guest that never answers. It must know the runtimes only through their
 //! command line: it links no other crate of the project.
 
 #![deny(unsafe_code)]
@@ -30,6 +31,14 @@ fn main() -> ExitCode {
         && mode == "probe"
     {
         return probe::main(rest);
+    }
+    if rustix::process::getpid() == rustix::process::Pid::INIT
+        && arguments.first().is_some_and(|name| name == "/init")
+    {
+        // The first process of a guest that never answers; see `cases::vm`.
+        loop {
+            std::thread::park();
+        }
     }
     match dispatch(&arguments) {
         Ok(code) => code,

@@ -4,6 +4,7 @@ use std::fs;
 
 use anyhow::{Context as _, Result, ensure};
 
+use super::exec::reaped;
 use crate::case::{Case, Probe, Test, Topic, case};
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -286,10 +287,7 @@ fn end_is_seen_without_asking(test: &Test) -> Result<()> {
     test.runtime.create(&bundle)?.succeed()?;
     let pid = test.runtime.pid(&bundle.id)?;
     test.runtime.start(&bundle.id).succeed()?;
-    let (_, status) = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::empty())
-        .context("the container's process is no child of its subreaper")?
-        .context("no status")?;
-    ensure!(status.exit_status() == Some(42), "it ended with {status:?}");
+    ensure!(reaped(pid)? == Some(42), "the exit code was lost");
     test.runtime.delete(&bundle.id).succeed()?;
     Ok(())
 }

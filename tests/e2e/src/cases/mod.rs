@@ -1,9 +1,17 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
+mod cleanup;
+mod errors;
+mod exec;
 mod exit;
 mod lifecycle;
+mod mounts;
+mod process;
+mod pty;
+mod scale;
 mod signals;
 mod stdio;
+mod vm;
 
 use crate::case::{Case, Probe, Topic};
 
@@ -11,7 +19,15 @@ const TOPICS: &[&Topic] = &[
     &exit::TOPIC,
     &signals::TOPIC,
     &stdio::TOPIC,
+    &pty::TOPIC,
     &lifecycle::TOPIC,
+    &exec::TOPIC,
+    &process::TOPIC,
+    &mounts::TOPIC,
+    &errors::TOPIC,
+    &cleanup::TOPIC,
+    &vm::TOPIC,
+    &scale::TOPIC,
 ];
 
 /// Every case with its full name.

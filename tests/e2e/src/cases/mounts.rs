@@ -1,0 +1,670 @@
+//! Mounts, devices and hidden paths: what the container's file system looks like from inside, and
+//! what of it the host sees.
+
+use std::{
+    fs,
+    io::{Read as _, Write as _},
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
+    path::Path,
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use rustix::{
+    fs::{CWD, FileType, Mode, mknodat},
+    mount::{MountFlags, mount},
+};
+use serde_json::{Value, json};
+
+use crate::{
+    bundle::Bundle,
+    case::{Case, Probe, Test, Topic, case},
+    runtime::Kind,
+};
+
+pub(crate) const TOPIC: Topic = Topic {
+    name: "mounts",
+    cases: CASES,
+    probes: PROBES,
+};
+
+const CASES: &[Case] = &[
+    case!(standard_mounts),
+    case!(bind_of_a_directory),
+    case!(bind_of_a_file),
+    case!(bind_read_only),
+    case!(bind_takes_submounts_along),
+    case!(bind_flags_hold),
+    case!(destination_is_made),
+    case!(destination_stays_in_the_root).only(
+        &[Kind::Runc, Kind::Lazaret],
+        "crun refuses such a destination",
+    ),
+    case!(order_of_mounts),
+    case!(tmpfs_options),
+    case!(tmpfs_mode_and_owner).only(
+        &[Kind::Crun, Kind::Lazaret],
+        "runc takes the mode of the directory below",
+    ),
+    case!(terminals_are_its_own),
+    case!(read_only_root),
+    case!(writable_root_is_the_host_s),
+    case!(masked_paths).only(
+        &[Kind::Runc, Kind::Lazaret],
+        "what crun puts over a directory is writable",
+    ),
+    case!(read_only_paths),
+    case!(default_devices),
+    case!(more_devices),
+    case!(devices_are_denied),
+    case!(links_in_dev),
+    case!(large_files),
+];
+
+const PROBES: &[(&str, Probe)] = &[("sh", shell), ("copy-file", copy_file)];
+
+/// A few commands on files, one argument each, in the place of a shell: `verb path [text]`. Prints
+/// a JSON array with what each said: its result, or the error's number as `errno N`.
+fn shell(arguments: &[String]) -> Result<u8> {
+    let mut said = Vec::new();
+    for line in arguments {
+        let mut words = line.splitn(3, ' ');
+        let verb = words.next().context("an empty command")?;
+        let path = words.next().context("a command without a path")?;
+        said.push(
+            match perform(verb, Path::new(path), words.next().unwrap_or_default()) {
+                Ok(value) => value,
+                Err(error) => match error
+                    .downcast_ref::<std::io::Error>()
+                    .and_then(std::io::Error::raw_os_error)
+                {
+                    Some(number) => json!(format!("errno {number}")),
+                    None => bail!(error),
+                },
+            },
+        );
+    }
+    println!("{}", Value::from(said));
+    Ok(0)
+}
+
+/// Copies one file to another.
+fn copy_file(arguments: &[String]) -> Result<u8> {
+    let [from, to] = arguments else {
+        bail!("two paths are needed")
+    };
+    std::io::copy(&mut fs::File::open(from)?, &mut fs::File::create(to)?)?;
+    Ok(0)
+}
+
+fn perform(verb: &str, path: &Path, text: &str) -> Result<Value> {
+    Ok(match verb {
+        "read" => json!(fs::read_to_string(path)?),
+        "write" => {
+            fs::write(path, text)?;
+            json!("done")
+        }
+        "fill" => {
+            fs::write(path, vec![b'x'; text.parse::<usize>()? << 10])?;
+            json!("done")
+        }
+        "take" => {
+            let mut bytes = vec![0; text.parse()?];
+            fs::File::open(path)?.read_exact(&mut bytes)?;
+            json!(bytes.iter().filter(|&&byte| byte != 0).count())
+        }
+        "list" => {
+            let mut names = Vec::new();
+            for entry in fs::read_dir(path)? {
+                names.push(entry?.file_name().to_string_lossy().into_owned());
+            }
+            names.sort_unstable();
+            json!(names)
+        }
+        "remove" => {
+            fs::remove_file(path)?;
+            json!("done")
+        }
+        "link" => json!(fs::read_link(path)?),
+        "mount" => json!(mount_at(path)?),
+        "device" => json!(device(path)?),
+        "run" => json!(
+            std::process::Command::new(path)
+                .arg("probe")
+                .status()?
+                .code()
+        ),
+        "mknod" => {
+            let device = rustix::fs::makedev(8, 0);
+            mknodat(CWD, path, FileType::BlockDevice, Mode::RUSR, device)
+                .map_err(std::io::Error::from)?;
+            json!("done")
+        }
+        _ => bail!("there is no verb {verb}"),
+    })
+}
+
+/// Type and options of the topmost mount at `path`; the mount's own and the file system's.
+fn mount_at(path: &Path) -> Result<String> {
+    let text = fs::read_to_string("/proc/self/mountinfo")?;
+    let line = text.lines().rev().find(|line| {
+        line.split(' ')
+            .nth(4)
+            .is_some_and(|point| Path::new(point) == path)
+    });
+    let Some((left, right)) = line.and_then(|line| line.split_once(" - ")) else {
+        return Ok("none".to_owned());
+    };
+    let kind = right.split(' ').next().unwrap_or_default();
+    let options = left.split(' ').nth(5).unwrap_or_default();
+    let own = right.rsplit(' ').next().unwrap_or_default();
+    Ok(format!("{kind} {options},{own}"))
+}
+
+/// Kind, numbers, mode and owner of a device node.
+fn device(path: &Path) -> Result<String> {
+    let data = fs::symlink_metadata(path)?;
+    let kind = match data.file_type() {
+        kind if kind.is_char_device() => 'c',
+        kind if kind.is_block_device() => 'b',
+        kind if kind.is_fifo() => 'p',
+        _ => '-',
+    };
+    let (major, minor) = (
+        rustix::fs::major(data.rdev()),
+        rustix::fs::minor(data.rdev()),
+    );
+    let mode = data.permissions().mode() & 0o7777;
+    Ok(format!(
+        "{kind} {major}:{minor} {mode:o} {}:{}",
+        data.uid(),
+        data.gid()
+    ))
+}
+
+/// A bundle that performs these commands.
+fn commands(test: &Test, lines: &[&str]) -> Result<Bundle> {
+    test.bundle("sh", lines)
+}
+
+/// Runs the commands and demands what each says; `expected` lists pairs of line and result.
+fn perform_in(test: &Test, bundle: &mut Bundle, expected: &[(&str, Value)]) -> Result<()> {
+    let lines: Vec<&str> = expected.iter().map(|(line, _)| *line).collect();
+    bundle.probe("sh", &lines);
+    let said = test.runtime.run(bundle)?.succeed()?.json()?;
+    for (at, (line, value)) in expected.iter().enumerate() {
+        ensure!(
+            said[at] == *value,
+            "`{line}` said {}, expected {value}",
+            said[at]
+        );
+    }
+    Ok(())
+}
+
+const EPERM: &str = "errno 1";
+const ENOENT: &str = "errno 2";
+const EACCES: &str = "errno 13";
+const ENOSPC: &str = "errno 28";
+const EROFS: &str = "errno 30";
+
+fn standard_mounts(test: &Test) -> Result<()> {
+    let mounts = [
+        ("/proc", "proc", &["rw", "nosuid", "nodev", "noexec"][..]),
+        ("/dev", "tmpfs", &["nosuid", "mode=755", "size=65536k"]),
+        (
+            "/dev/pts",
+            "devpts",
+            &["nosuid", "noexec", "mode=620", "ptmxmode=666"],
+        ),
+        (
+            "/dev/shm",
+            "tmpfs",
+            &["nosuid", "nodev", "noexec", "size=65536k"],
+        ),
+        ("/dev/mqueue", "mqueue", &["nosuid", "nodev", "noexec"]),
+        ("/sys", "sysfs", &["ro", "nosuid", "nodev", "noexec"]),
+        (
+            "/sys/fs/cgroup",
+            "cgroup2",
+            &["ro", "nosuid", "nodev", "noexec"],
+        ),
+    ];
+    let lines = mounts.map(|(path, ..)| format!("mount {path}"));
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let said = test
+        .runtime
+        .run(&commands(test, &lines)?)?
+        .succeed()?
+        .json()?;
+    for (at, (path, kind, options)) in mounts.iter().enumerate() {
+        let found = said[at].as_str().unwrap_or_default();
+        let (found_kind, found_options) = found.split_once(' ').unwrap_or_default();
+        ensure!(found_kind == *kind, "{path} is {found}, expected {kind}");
+        for option in *options {
+            ensure!(
+                found_options.split(',').any(|other| other == *option),
+                "{path} lacks {option}: {found}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// A directory of the host for a bind mount, with one file in it.
+fn source(test: &Test) -> Result<std::path::PathBuf> {
+    let directory = test.directory.join("source");
+    fs::create_dir(&directory)?;
+    fs::write(directory.join("from-host"), "host")?;
+    Ok(directory)
+}
+
+fn bind_of_a_directory(test: &Test) -> Result<()> {
+    let source = source(test)?;
+    let mut bundle = commands(test, &[])?;
+    bundle.bind("/data", &source, &["rw"]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("read /data/from-host", json!("host")),
+            ("write /data/from-guest guest", json!("done")),
+            ("list /data", json!(["from-guest", "from-host"])),
+            ("remove /data/from-host x", json!("done")),
+        ],
+    )?;
+    ensure!(
+        fs::read_to_string(source.join("from-guest"))? == "guest",
+        "the write is not on the host"
+    );
+    ensure!(
+        !source.join("from-host").exists(),
+        "the file is still on the host"
+    );
+    ensure!(
+        !bundle.rootfs().join("data/from-guest").exists(),
+        "the write went to the root"
+    );
+    Ok(())
+}
+
+fn bind_of_a_file(test: &Test) -> Result<()> {
+    let file = source(test)?.join("from-host");
+    let mut bundle = commands(test, &[])?;
+    bundle.bind("/etc/hosts", &file, &["rw"]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("read /etc/hosts", json!("host")),
+            ("write /etc/hosts changed", json!("done")),
+            ("remove /etc/hosts x", json!("errno 16")),
+        ],
+    )?;
+    ensure!(
+        fs::read_to_string(&file)? == "changed",
+        "the write is not on the host"
+    );
+    Ok(())
+}
+
+fn bind_read_only(test: &Test) -> Result<()> {
+    let source = source(test)?;
+    let mut bundle = commands(test, &[])?;
+    bundle.bind("/data", &source, &["ro"]);
+    bundle.bind("/etc/hosts", &source.join("from-host"), &["ro"]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("read /data/from-host", json!("host")),
+            ("write /data/from-host guest", json!(EROFS)),
+            ("write /data/new guest", json!(EROFS)),
+            ("remove /data/from-host x", json!(EROFS)),
+            ("read /etc/hosts", json!("host")),
+            ("write /etc/hosts guest", json!(EROFS)),
+            ("write /etc/other guest", json!("done")),
+        ],
+    )?;
+    ensure!(
+        fs::read_to_string(source.join("from-host"))? == "host",
+        "the host's file changed"
+    );
+    Ok(())
+}
+
+fn bind_takes_submounts_along(test: &Test) -> Result<()> {
+    let source = source(test)?;
+    fs::create_dir(source.join("below"))?;
+    mount(
+        "tmpfs",
+        source.join("below"),
+        "tmpfs",
+        MountFlags::empty(),
+        None,
+    )?;
+    fs::write(source.join("below/file"), "in the submount")?;
+    let mut bundle = commands(test, &[])?;
+    bundle.mount("/data", "bind", &source.to_string_lossy(), &["rbind", "rw"]);
+    bundle.bind("/work", &source, &["rw"]);
+    let outcome = perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("read /data/below/file", json!("in the submount")),
+            ("read /work/below/file", json!(ENOENT)),
+            ("write /data/below/new guest", json!("done")),
+        ],
+    );
+    let written = fs::read_to_string(source.join("below/new"));
+    rustix::mount::unmount(source.join("below"), rustix::mount::UnmountFlags::DETACH)?;
+    outcome?;
+    ensure!(written? == "guest", "the write is not in the submount");
+    Ok(())
+}
+
+fn bind_flags_hold(test: &Test) -> Result<()> {
+    let source = source(test)?;
+    fs::copy(&test.probe, source.join("program"))?;
+    mknodat(
+        CWD,
+        source.join("null"),
+        FileType::CharacterDevice,
+        Mode::from(0o666),
+        rustix::fs::makedev(1, 3),
+    )?;
+    let mut bundle = commands(test, &[])?;
+    bundle.bind("/data", &source, &["noexec", "nodev", "nosuid"]);
+    bundle.bind("/work", &source, &[]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("run /data/program", json!(EACCES)),
+            ("run /work/program", json!(99)),
+            ("read /data/null", json!(EACCES)),
+            ("read /work/null", json!("")),
+        ],
+    )
+}
+
+fn destination_is_made(test: &Test) -> Result<()> {
+    let source = source(test)?;
+    let mut bundle = commands(test, &[])?;
+    bundle.bind("/new/directory", &source, &[]);
+    bundle.bind("/new/sub/file", &source.join("from-host"), &[]);
+    bundle.mount("/new/tmpfs", "tmpfs", "tmpfs", &[]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("read /new/directory/from-host", json!("host")),
+            ("read /new/sub/file", json!("host")),
+            ("write /new/tmpfs/file x", json!("done")),
+        ],
+    )
+}
+
+/// An image may have symbolic links where the configuration mounts; they lead nowhere outside.
+fn destination_stays_in_the_root(test: &Test) -> Result<()> {
+    let source = source(test)?;
+    let outside = test.directory.join("outside");
+    fs::create_dir(&outside)?;
+    let mut bundle = commands(test, &[])?;
+    symlink(&outside, bundle.rootfs().join("absolute"))?;
+    symlink(
+        "../../../../../../../../../../data",
+        bundle.rootfs().join("relative"),
+    )?;
+    bundle.bind("/absolute/below", &source, &[]);
+    bundle.bind("/relative", &source, &[]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[("read /data/from-host", json!("host"))],
+    )?;
+    ensure!(
+        fs::read_dir(&outside)?.next().is_none(),
+        "something was made outside of the root"
+    );
+    Ok(())
+}
+
+fn order_of_mounts(test: &Test) -> Result<()> {
+    let source = source(test)?;
+    let mut bundle = commands(test, &[])?;
+    bundle.bind("/data", &source, &[]);
+    bundle.mount("/data", "tmpfs", "tmpfs", &[]);
+    bundle.bind("/data/below", &source, &[]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("read /data/from-host", json!(ENOENT)),
+            ("read /data/below/from-host", json!("host")),
+        ],
+    )
+}
+
+fn tmpfs_options(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    bundle.mount("/work", "tmpfs", "tmpfs", &["size=1m", "noexec", "nodev"]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("fill /work/fits 900", json!("done")),
+            ("fill /work/too-much 900", json!(ENOSPC)),
+        ],
+    )?;
+    ensure!(
+        !bundle.rootfs().join("work/fits").exists(),
+        "the file went to the root"
+    );
+    Ok(())
+}
+
+fn tmpfs_mode_and_owner(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    bundle.mount("/work", "tmpfs", "tmpfs", &["mode=1750", "uid=5", "gid=6"]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[("device /work", json!("- 0:0 1750 5:6"))],
+    )
+}
+
+fn terminals_are_its_own(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("list /dev/pts", json!(["ptmx"])),
+            ("link /dev/ptmx", json!("pts/ptmx")),
+            ("write /dev/mqueue/queue", json!("done")),
+            ("list /dev/mqueue", json!(["queue"])),
+            ("write /dev/shm/file x", json!("done")),
+        ],
+    )
+}
+
+fn read_only_root(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    bundle.set("/root/readonly", json!(true));
+    bundle.mount("/work", "tmpfs", "tmpfs", &[]);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("write /file x", json!(EROFS)),
+            ("write /etc/passwd x", json!(EROFS)),
+            ("remove /etc/passwd x", json!(EROFS)),
+            ("write /work/file x", json!("done")),
+            ("write /dev/shm/file x", json!("done")),
+        ],
+    )
+}
+
+fn writable_root_is_the_host_s(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("write /etc/new from the guest", json!("done")),
+            ("remove /etc/group x", json!("done")),
+        ],
+    )?;
+    let written = fs::read_to_string(bundle.rootfs().join("etc/new"))?;
+    ensure!(written == "from the guest", "the host has {written:?}");
+    ensure!(
+        !bundle.rootfs().join("etc/group").exists(),
+        "the removed file is on the host"
+    );
+    Ok(())
+}
+
+fn masked_paths(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    bundle.set(
+        "/linux/maskedPaths",
+        json!([
+            "/proc/version",
+            "/proc/sys/kernel",
+            "/etc/passwd",
+            "/not/there"
+        ]),
+    );
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("read /proc/version", json!("")),
+            ("list /proc/sys/kernel", json!([])),
+            ("write /proc/sys/kernel/x x", json!(EROFS)),
+            ("read /etc/passwd", json!("")),
+            ("read /not/there", json!(ENOENT)),
+        ],
+    )
+}
+
+fn read_only_paths(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    bundle.set(
+        "/linux/readonlyPaths",
+        json!(["/proc/sys", "/etc", "/work", "/not/there"]),
+    );
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("write /proc/sys/kernel/msgmax 8192", json!(EROFS)),
+            ("write /etc/passwd x", json!(EROFS)),
+            ("write /work/file x", json!(EROFS)),
+            ("write /data/file x", json!("done")),
+        ],
+    )
+}
+
+fn default_devices(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("device /dev/null", json!("c 1:3 666 0:0")),
+            ("device /dev/zero", json!("c 1:5 666 0:0")),
+            ("device /dev/full", json!("c 1:7 666 0:0")),
+            ("device /dev/random", json!("c 1:8 666 0:0")),
+            ("device /dev/urandom", json!("c 1:9 666 0:0")),
+            ("device /dev/tty", json!("c 5:0 666 0:0")),
+            ("read /dev/null", json!("")),
+            ("write /dev/null x", json!("done")),
+            ("take /dev/zero 1000", json!(0)),
+            ("write /dev/full x", json!(ENOSPC)),
+        ],
+    )?;
+    bundle.probe("sh", &["take /dev/urandom 1000"]);
+    let said = test.runtime.run(&bundle)?.succeed()?.json()?;
+    ensure!(
+        said[0].as_u64().is_some_and(|set| set > 900),
+        "urandom gave {said}"
+    );
+    Ok(())
+}
+
+fn more_devices(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    bundle.set(
+        "/linux/devices",
+        json!([
+            { "path": "/dev/empty", "type": "c", "major": 1, "minor": 3, "fileMode": 0o644, "uid": 3, "gid": 4 },
+            { "path": "/dev/below/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666 },
+            { "path": "/dev/pipe", "type": "p", "major": 0, "minor": 0, "fileMode": 0o600 },
+        ]),
+    );
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("device /dev/empty", json!("c 1:3 644 3:4")),
+            ("read /dev/empty", json!("")),
+            ("device /dev/below/zero", json!("c 1:5 666 0:0")),
+            ("device /dev/pipe", json!("p 0:0 600 0:0")),
+        ],
+    )
+}
+
+/// The default rules of the bundle deny every device but the standard ones.
+fn devices_are_denied(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    bundle.set(
+        "/linux/devices",
+        json!([{ "path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666 }]),
+    );
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("read /dev/kmsg", json!(EPERM)),
+            ("mknod /work/disk", json!("done")),
+            ("read /work/disk", json!(EPERM)),
+        ],
+    )
+}
+
+fn links_in_dev(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("link /dev/fd", json!("/proc/self/fd")),
+            ("link /dev/stdin", json!("/proc/self/fd/0")),
+            ("link /dev/stdout", json!("/proc/self/fd/1")),
+            ("link /dev/stderr", json!("/proc/self/fd/2")),
+        ],
+    )
+}
+
+/// Larger than any buffer on the way, both directions, unchanged.
+fn large_files(test: &Test) -> Result<()> {
+    let source = source(test)?;
+    let mut file = fs::File::create(source.join("large"))?;
+    for number in 0..1024_u32 {
+        let words: Vec<u8> = (0..2048)
+            .flat_map(|at| (number * 2048 + at).to_le_bytes())
+            .collect();
+        file.write_all(&words)?;
+    }
+    drop(file);
+    let mut bundle = test.bundle("copy-file", &["/data/large", "/data/copy"])?;
+    bundle.bind("/data", &source, &["rw"]);
+    test.runtime.run(&bundle)?.succeed()?;
+    let (before, after) = (
+        fs::read(source.join("large"))?,
+        fs::read(source.join("copy"))?,
+    );
+    ensure!(before == after, "the copy differs");
+    Ok(())
+}
