@@ -340,6 +340,18 @@ fn links_in_lower_layers_are_followed_within_the_root() {
     );
 }
 
+#[test]
+fn a_directory_reached_through_a_link_it_replaces_is_opened_anew() {
+    let layer = Archive::new()
+        .symlink("a", ".")
+        .file("a/b", b"")
+        .directory("a/a")
+        .file("a/c", b"");
+    let sandbox = Sandbox::new();
+    sandbox.unpack(&[layer]).unwrap();
+    assert_eq!(sandbox.names(), ["a/", "a/c", "b"]);
+}
+
 /// Layers that try to reach what is outside, by every way known.
 fn attacks(outside: &str) -> Vec<(&'static str, Vec<Archive>)> {
     let new = Archive::new;
@@ -711,28 +723,22 @@ fn a_whiteout_of_a_deep_tree_works_or_says_why_not() {
 
 /// One entry of a hostile layer: what kind, and two names of a few that matter.
 fn hostile_entry() -> impl Strategy<Value = (u8, String, String)> {
-    let name = || {
-        prop::collection::vec(
-            prop::sample::select(vec![
-                "a",
-                "b",
-                "c",
-                "..",
-                ".",
-                "",
-                "OUTSIDE",
-                ".wh.a",
-                ".wh.b",
-                ".wh..wh..opq",
-                ".wh...",
-                "secret",
-                "directory",
-            ]),
-            1..4,
-        )
-        .prop_map(|parts| parts.join("/"))
-    };
-    (0u8..5, name(), name())
+    let usual = prop::sample::select(vec!["a", "b", "secret", "directory"]);
+    let odd = prop::sample::select(vec![
+        "..",
+        ".",
+        "",
+        "OUTSIDE",
+        ".wh.a",
+        ".wh.secret",
+        ".wh..wh..opq",
+        ".wh...",
+    ]);
+    let part = prop_oneof![4 => usual, 1 => odd];
+    let name = prop::collection::vec(part, 1..4).prop_map(|parts| parts.join("/"));
+    let outside = prop::sample::select(vec!["OUTSIDE", "../outside", "OUTSIDE/secret"]);
+    let target = prop_oneof![name.clone(), outside.prop_map(str::to_owned)];
+    (0u8..5, name, target)
 }
 
 proptest! {
