@@ -33,12 +33,6 @@ pub enum DeviceError {
     /// A shared directory cannot be served.
     #[error("fs device")]
     Fs(#[from] fs::FsError),
-    /// This VMM was built without the device.
-    #[error("this VMM has no such device: {config}")]
-    Unsupported {
-        /// The configuration, in debug form.
-        config: String,
-    },
 }
 
 /// Makes the device that `config` describes, taking its descriptors from `fds`.
@@ -55,8 +49,5 @@ pub fn from_config(
         DeviceConfig::Block(config) => Ok(Box::new(block::Block::from_config(config, fds)?)),
         DeviceConfig::Fs(config) => Ok(Box::new(fs::Fs::from_config(config, fds)?)),
         DeviceConfig::Vsock(config) => Ok(Box::new(vsock::Vsock::from_config(config, fds)?)),
-        other => Err(DeviceError::Unsupported {
-            config: format!("{other:?}"),
-        }),
     }
 }
