@@ -3,8 +3,9 @@
 
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::{Process, Spec};
-use serde::de::DeserializeOwned;
+use oci_spec::runtime::{Capability, Process, Spec};
+use serde::{Deserialize as _, de::DeserializeOwned};
+use serde_json::Value;
 
 /// Largest `config.json` that is read: containers with thousands of mounts stay below 1 MiB.
 const CONFIG_MAX_BYTES: u64 = 16 << 20;
@@ -16,6 +17,8 @@ pub(crate) struct Bundle {
     pub(crate) path: PathBuf,
     /// The content of `config.json`.
     pub(crate) spec: Spec,
+    /// What in it is passed over, one line each.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Why a bundle cannot be read.
@@ -75,8 +78,12 @@ impl Bundle {
                 path: path.to_owned(),
                 source,
             })?;
-        let spec = read_json(&path.join("config.json"))?;
-        Ok(Self { path, spec })
+        let (spec, warnings) = read_json(&path.join("config.json"), "/process/capabilities")?;
+        Ok(Self {
+            path,
+            spec,
+            warnings,
+        })
     }
 
     /// A path of the spec: absolute, or relative to the bundle.
@@ -85,17 +92,58 @@ impl Bundle {
     }
 }
 
-/// Reads the `process.json` of `exec --process`.
+/// Reads the `process.json` of `exec --process`, and what in it is passed over.
 ///
 /// # Errors
 /// [`BundleError`].
-pub(crate) fn load_process(path: &Path) -> Result<Process, BundleError> {
-    read_json(path)
+pub(crate) fn load_process(path: &Path) -> Result<(Process, Vec<String>), BundleError> {
+    read_json(path, "/capabilities")
 }
 
-fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, BundleError> {
+/// Reads a JSON file that has sets of capabilities at `capabilities` (a JSON pointer).
+fn read_json<T: DeserializeOwned>(
+    path: &Path,
+    capabilities: &str,
+) -> Result<(T, Vec<String>), BundleError> {
     let text = read_bounded(path)?;
-    serde_json::from_slice(&text).map_err(|error| name_field::<T>(path, &text, &error))
+    match serde_json::from_slice(&text) {
+        Ok(value) => Ok((value, Vec::new())),
+        Err(error) => read_again(path, &text, capabilities, &error),
+    }
+}
+
+/// Parses a text that did not parse once more, without the capabilities that this version has
+/// never heard of: the runtime-spec wants those warned of and passed over.
+fn read_again<T: DeserializeOwned>(
+    path: &Path,
+    text: &[u8],
+    capabilities: &str,
+    error: &serde_json::Error,
+) -> Result<(T, Vec<String>), BundleError> {
+    let mut warnings = Vec::new();
+    let mut value = serde_json::from_slice::<Value>(text).ok();
+    if let Some(Value::Object(sets)) = value
+        .as_mut()
+        .and_then(|value| value.pointer_mut(capabilities))
+    {
+        for set in sets.values_mut().filter_map(Value::as_array_mut) {
+            set.retain(|name| {
+                let known = !name.is_string() || Capability::deserialize(name).is_ok();
+                if !known {
+                    warnings.push(format!("process.capabilities: {name} is unknown, ignored"));
+                }
+                known
+            });
+        }
+    }
+    warnings.sort_unstable();
+    warnings.dedup();
+    match value {
+        Some(value) if !warnings.is_empty() => serde_path_to_error::deserialize(value)
+            .map(|value| (value, warnings))
+            .map_err(|error| parse_error(path, &error)),
+        _ => Err(name_field::<T>(path, text, error)),
+    }
 }
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
@@ -123,25 +171,34 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
     Ok(text)
 }
 
-/// Parses `text` once more, this time keeping track of the field: too slow for the good case.
+/// Parses `text` keeping track of the field: too slow for the good case.
 fn name_field<T: DeserializeOwned>(
     path: &Path,
     text: &[u8],
     error: &serde_json::Error,
 ) -> BundleError {
     let mut deserializer = serde_json::Deserializer::from_slice(text);
-    let (field, message) = match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
-        Err(error) if names_a_field(&error.path().to_string()) => {
-            (format!("{}: ", error.path()), error.inner().to_string())
-        }
-        Err(error) => (String::new(), error.inner().to_string()),
+    match serde_path_to_error::deserialize::<_, T>(&mut deserializer) {
+        Err(error) => parse_error(path, &error),
         // The value is fine, so what follows it is not.
-        Ok(_) => (String::new(), error.to_string()),
-    };
+        Ok(_) => BundleError::Parse {
+            path: path.to_owned(),
+            field: String::new(),
+            message: error.to_string(),
+        },
+    }
+}
+
+fn parse_error(path: &Path, error: &serde_path_to_error::Error<serde_json::Error>) -> BundleError {
+    let field = error.path().to_string();
     BundleError::Parse {
         path: path.to_owned(),
-        field,
-        message,
+        field: if names_a_field(&field) {
+            field + ": "
+        } else {
+            String::new()
+        },
+        message: error.inner().to_string(),
     }
 }
 
@@ -177,6 +234,25 @@ mod tests {
         ] {
             assert_eq!(load(config).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn unknown_capabilities_are_passed_over_with_a_warning() {
+        let config = |more: &str| {
+            format!(
+                r#"{{"process":{{"user":{{}},"cwd":"/","capabilities":{{"bounding":["CAP_KILL","CAP_X"],"effective":["CAP_X"]}}{more}}}}}"#
+            )
+        };
+        let bundle = load(&config("")).unwrap();
+        assert_eq!(
+            bundle.warnings,
+            ["process.capabilities: \"CAP_X\" is unknown, ignored"]
+        );
+        let sets = bundle.spec.process().as_ref().unwrap().capabilities();
+        let bounding = sets.as_ref().unwrap().bounding().as_ref().unwrap();
+        assert_eq!(bounding.len(), 1);
+        let error = load(&config(r#","args":1"#)).unwrap_err();
+        assert!(error.starts_with("process.args: invalid type"), "{error}");
     }
 
     #[test]

@@ -9,8 +9,9 @@ use toml::{Table, Value};
 /// The file that is read when neither `--config` nor `LAZARET_CONFIG` names one.
 pub const DEFAULT_PATH: &str = "/etc/lazaret/config.toml";
 
-/// Guest memory that a VM can have, in MiB: what the VMM accepts.
-pub const MEMORY_MIB: std::ops::RangeInclusive<u64> = 16..=1 << 20;
+/// Guest memory that a VM can have, in MiB: from where the guest's kernel has room to work to what
+/// the VMM accepts.
+pub const MEMORY_MIB: std::ops::RangeInclusive<u64> = 64..=1 << 20;
 
 /// Virtual CPUs that a VM can have: what the VMM accepts.
 pub const VCPUS: std::ops::RangeInclusive<u64> = 1..=64;

@@ -88,14 +88,25 @@ pub(crate) fn file() -> Option<RawFd> {
 
 /// An error with all its causes, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
+    let mut text = plain(&error.to_string());
     let mut cause = error.source();
     while let Some(error) = cause {
         text.push_str(": ");
-        text.push_str(&error.to_string());
+        text.push_str(&plain(&error.to_string()));
         cause = error.source();
     }
     text
+}
+
+/// The standard library's "No such file or directory (os error 2)" as everybody else says it.
+fn plain(text: &str) -> String {
+    let Some((words, _)) = text.split_once(" (os error ") else {
+        return text.to_owned();
+    };
+    let mut letters = words.chars();
+    letters.next().map_or_else(String::new, |first| {
+        first.to_lowercase().chain(letters).collect()
+    })
 }
 
 fn level_name(level: Level) -> &'static str {
@@ -212,6 +223,18 @@ mod tests {
                 &[("id", "a-b".to_owned())]
             ),
             "time=\"T\" level=error msg=\"container \\\"x\\\" lost\" id=a-b\n"
+        );
+    }
+
+    #[test]
+    fn causes_follow_their_errors() {
+        let error = crate::config::ConfigError::Read {
+            path: "/x".into(),
+            source: io::Error::from_raw_os_error(libc::ENOENT),
+        };
+        assert_eq!(
+            chain(&error),
+            "cannot read configuration /x: no such file or directory"
         );
     }
 

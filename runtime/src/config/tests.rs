@@ -54,11 +54,11 @@ fn wrong_keys_and_values_are_named() {
         ("memry_mib = 1", ": unknown key `memry_mib`"),
         (
             "memory_mib = 1",
-            ": `memory_mib` must be a number from 16 to 1048576",
+            ": `memory_mib` must be a number from 64 to 1048576",
         ),
         (
             "memory_mib = \"1\"",
-            ": `memory_mib` must be a number from 16 to 1048576",
+            ": `memory_mib` must be a number from 64 to 1048576",
         ),
         ("vcpus = 65", ": `vcpus` must be a number from 1 to 64"),
         ("vcpus = -1", ": `vcpus` must be a number from 1 to 64"),

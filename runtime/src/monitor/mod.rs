@@ -174,7 +174,8 @@ fn fork(keep: &[RawFd], body: impl FnOnce(PipeWriter) -> u8) -> Result<i32, Moni
 }
 
 fn prepare(keep: &[RawFd], report: &PipeWriter) -> Result<(), MonitorError> {
-    signals::block();
+    // What this process starts inherits what it blocks.
+    signals::unblock();
     let mut keep = keep.to_vec();
     keep.push(report.as_raw_fd());
     keep.extend(log::file());
@@ -263,6 +264,7 @@ fn create_container(
     bind_to_cpus(&plan.host.cpus)?;
     let share = share_slot.insert(Share::mount(job.dir.path())?);
     let mut vm = Vm::start(job.config)?;
+    signals::block();
     vm.launch(
         plan.vm.clone(),
         job.config,
@@ -414,6 +416,7 @@ fn monitor_exec(job: ExecJob<'_>, report: PipeWriter) -> u8 {
 }
 
 fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
+    signals::block();
     let terminal = job.spec.terminal;
     let streams = match (&job.console, terminal) {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),

@@ -37,7 +37,7 @@ use crate::{
     agent,
     config::Config,
     plan::{FD_COUNT, FdIndex},
-    process,
+    process, sys,
 };
 
 /// Name of the VMM's control socket in the state directory.
@@ -193,7 +193,7 @@ impl Vm {
         )
         .map_err(host_error("make a socket pair"))?;
         self.ready = Some(ready.into());
-        let kvm = open("KVM device", Path::new("/dev/kvm"), OFlags::RDWR)?;
+        let kvm = open_kvm()?;
         let kernel = open("guest kernel", &config.kernel, OFlags::RDONLY)?;
         let initramfs = open("initramfs", &config.initramfs, OFlags::RDONLY)?;
         let control = listen(state_dir, CONTROL_SOCKET)?;
@@ -392,6 +392,17 @@ impl Deadline {
             .filter(|left| !left.is_zero())
             .ok_or(VmError::Timeout { timeout_ms })
     }
+}
+
+fn open_kvm() -> Result<OwnedFd, VmError> {
+    const KVM: &str = "/dev/kvm";
+    let kvm = open("KVM device", Path::new(KVM), OFlags::RDWR)?;
+    sys::kvm_api_version(kvm.as_fd()).map_err(|source| VmError::Open {
+        what: "KVM device",
+        path: KVM.into(),
+        source,
+    })?;
+    Ok(kvm)
 }
 
 fn open(what: &'static str, path: &Path, flags: OFlags) -> Result<OwnedFd, VmError> {

@@ -265,10 +265,10 @@ fn namespaces(
             network = Some(path.map(Path::to_owned));
             continue;
         }
-        if path.is_some() {
+        if let Some(path) = path {
             return Err(PlanError::unsupported(
                 format!("{field}.path"),
-                "joining a namespace is",
+                format!("joining the namespace {} is", path.display()),
             ));
         }
         kinds.push(kind);

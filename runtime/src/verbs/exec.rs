@@ -113,7 +113,8 @@ fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
     let circumstances = launch::circumstances(dir.id().as_str());
     let mut warnings = Vec::new();
     let process = if let Some(file) = &options.process {
-        let spec = bundle::load_process(file)?;
+        let (spec, passed_over) = bundle::load_process(file)?;
+        warnings = passed_over;
         plan::process(&spec, "process", circumstances, &mut warnings)?
     } else {
         if options.command.is_empty() {

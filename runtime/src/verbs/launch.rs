@@ -49,12 +49,10 @@ pub(super) fn prepare(
     }
     let config = Config::load(global.config.as_deref())?;
     let bundle = Bundle::load(&options.bundle)?;
-    let plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
+    let mut plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
+    plan.warnings.extend(bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
     check_terminal(detached, terminal, options.console_socket.as_deref())?;
-    for warning in &plan.warnings {
-        tracing::warn!("{warning}");
-    }
     let console = options
         .console_socket
         .as_deref()
@@ -105,6 +103,7 @@ impl Prepared {
         pid_file: Option<&Path>,
     ) -> Result<Launched, VerbError> {
         let dir = store(global).create(&self.id)?;
+        let warnings = self.plan.warnings.clone();
         let pid = monitor::create(ContainerJob {
             dir: &dir,
             plan: self.plan,
@@ -113,6 +112,10 @@ impl Prepared {
             console: self.console,
             start,
         })?;
+        // Not before it worked: a failure is explained by its error alone.
+        for warning in warnings {
+            tracing::warn!(id = self.id.as_str(), "{warning}");
+        }
         if let Some(path) = pid_file
             && let Err(error) = write_pid_file(path, pid)
         {
