@@ -284,6 +284,11 @@ fn make_vcpus(config: &VmConfig, device: &Kvm, fd: &VmFd) -> Result<Vec<Vcpu>, B
             let vcpu = fd.create_vcpu(id.into()).map_err(kvm("make a vCPU"))?;
             vcpu.set_cpuid2(&template.apply(&supported, id))
                 .map_err(kvm("set CPUID"))?;
+            // 0 is the host's frequency of now. On hosts without a constant TSC, KVM otherwise
+            // takes that of when it was loaded, and if it was refined since then, the guest's
+            // TSC stands still and its timer never fires. A KVM that cannot change it has no
+            // other either.
+            let _ = vcpu.set_tsc_khz(0);
             Vcpu::new(vcpu, signal).map_err(host("map a vCPU"))
         })
         .collect()
