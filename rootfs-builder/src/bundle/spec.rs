@@ -7,8 +7,8 @@ use oci_spec::runtime::{Capability, LinuxCapabilities, Spec};
 /// What `runc spec` writes on a host with cgroup v2, with our hostname.
 const DEFAULT: &str = include_str!("default-config.json");
 
-/// The capabilities of a container made from an image or a directory: those Docker, containerd and
-/// podman's ancestors grant, without which package managers and most servers fail.
+/// The capabilities of a container made from an image or a directory: those Docker and containerd
+/// grant, without which package managers and most servers fail.
 const CAPABILITIES: [Capability; 14] = [
     Capability::AuditWrite,
     Capability::Chown,
