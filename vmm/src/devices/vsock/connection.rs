@@ -177,13 +177,10 @@ impl Connection {
         Received::Violation
     }
 
-    /// Takes the guest's credit over. A count that goes back, or runs ahead of what was sent, is
-    /// not believed: it could only harm the guest.
+    /// Takes the guest's credit over. Lies about it only ever cost the guest credit.
     fn take_credit(&mut self, header: &Header) {
         self.peer_window = header.buf_alloc;
-        if self.sent.wrapping_sub(header.fwd_cnt) <= self.in_flight() {
-            self.peer_forwarded = header.fwd_cnt;
-        }
+        self.peer_forwarded = header.fwd_cnt;
         if self.credit() > 0 {
             self.credit_wanted = CreditWanted::No;
         }

@@ -129,14 +129,18 @@ impl VsockWorker {
                 .wait(&mut events, !more)
                 .map_err(ServeError::Wait)?;
             self.counters.woken_up();
-            let mut client = false;
+            let (mut client, mut stopped) = (false, false);
             for event in &events[..count] {
                 match Token::from_data(event.data()) {
-                    Token::Stop => return Ok(()),
+                    Token::Stop => stopped = true,
                     Token::Queue => {}
                     Token::Listener => client = true,
                     Token::Slot(index) => self.backend.socket_event(index, event.events()),
                 }
+            }
+            // Only now: what the events told of sockets would not be told again.
+            if stopped {
+                return Ok(());
             }
             // Slots are taken only after all events: none of them can be for a socket that was in
             // the slot before.

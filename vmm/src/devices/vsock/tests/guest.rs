@@ -225,6 +225,15 @@ impl Guest {
         }
     }
 
+    /// Waits until the device has filled `count` rx buffers since the start, whatever it tells.
+    pub(super) fn wait_rx_used(&self, count: u16) {
+        let end = Instant::now() + DEADLINE;
+        while self.driver.rings[RX].used_index() < count {
+            assert!(Instant::now() < end, "rx buffers are not used");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// The next packet, if one comes within `time`.
     pub(super) fn receive_within(&mut self, time: Duration) -> Option<Packet> {
         let end = Instant::now() + time;

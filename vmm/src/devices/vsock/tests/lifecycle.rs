@@ -100,6 +100,38 @@ fn pause_in_the_middle_of_a_transfer_loses_nothing() {
 }
 
 #[test]
+fn events_that_come_with_the_stop_are_not_forgotten() {
+    const CLIENTS: usize = 8;
+    const ROUNDS: usize = 200;
+    let mut guest = Guest::new(&[]);
+    let open: Vec<_> = (0..CLIENTS as u32)
+        .map(|port| guest.connected(port, 1 << 20))
+        .collect();
+    let (clients, peers): (Vec<_>, Vec<_>) = open.into_iter().unzip();
+    // Whoever is not heard once stays silent for good.
+    let threads = clients.into_iter().map(|mut client| {
+        std::thread::spawn(move || {
+            for _ in 0..ROUNDS {
+                client.write_all(b"x").unwrap();
+                assert_eq!(read_exactly(&mut client, 1), b"x");
+            }
+            client
+        })
+    });
+    let threads: Vec<_> = threads.collect();
+    for _ in 0..CLIENTS * ROUNDS {
+        let (header, payload) = guest.expect(op::RW);
+        let peer = peers[header.dst_port as usize];
+        guest.send(peer.header(op::RW), &payload);
+        let queues = guest.device.pause();
+        guest.resume(queues);
+    }
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}
+
+#[test]
 fn client_that_leaves_during_a_pause_is_noticed() {
     let mut guest = Guest::new(&[]);
     let (client, _) = guest.connected(1, 1000);

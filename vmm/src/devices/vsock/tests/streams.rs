@@ -85,6 +85,15 @@ fn what_comes_with_the_end_of_the_line_is_not_forgotten() {
     let mut reply = String::new();
     client.read_to_string(&mut reply).unwrap();
     assert_eq!(reply, format!("OK {}\nreply", request.src_port));
+
+    let mut client = guest.client();
+    client.write_all(b"CONN").unwrap();
+    std::thread::sleep(QUIET);
+    client.write_all(b"ECT 8\nanother").unwrap();
+    guest.expect(op::RST);
+    let (request, _) = guest.expect(op::REQUEST);
+    guest.send(Peer::of(&request, 4096).header(op::RESPONSE), &[]);
+    assert_eq!(guest.expect(op::RW).1, b"another");
 }
 
 #[test]
@@ -226,7 +235,7 @@ fn acceptor_that_is_full_or_closed_refuses() {
         assert!(accepted <= 2000, "the acceptor is never full");
     };
     assert!(accepted > 1);
-    assert!(receive_descriptor(&guest.acceptors[0]).is_some());
+    let _taken = receive_descriptor(&guest.acceptors[0]).unwrap();
     guest.send(refused.header(op::REQUEST), &[]);
     guest.expect(op::RESPONSE);
     let mut closed = Guest::new(&[1025]);
