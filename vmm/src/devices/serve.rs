@@ -330,3 +330,6 @@ pub(crate) fn read_space(space: &[u8], offset: u64, data: &mut [u8]) {
     data[..bytes].copy_from_slice(&space[from..from + bytes]);
     data[bytes..].fill(0);
 }
+
+#[cfg(test)]
+mod tests;

@@ -203,8 +203,11 @@ impl<'a> Buffers<'a> {
         Self { parts }
     }
 
-    /// Calls `io` until it has moved all bytes.
-    fn transfer(
+    /// Calls `io` with what is left and where it belongs until it has moved all bytes.
+    ///
+    /// # Errors
+    /// What `io` leaves in `errno`, or `none_left` when it moves nothing.
+    pub(super) fn transfer(
         &mut self,
         at: u64,
         none_left: io::ErrorKind,

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
-use super::{Block, BlockError};
+use super::{Block, BlockError, backend::Buffers};
 use crate::virtio::{
     device::{ActivateError, RestoreError, VirtioDevice},
     mock::{Buffer, Malformed, MockDriver},
@@ -425,6 +425,38 @@ fn pause_resume_save_restore() {
     activation.queues.remove(0);
     let error = client.device.activate(activation).unwrap_err();
     assert!(matches!(error, ActivateError::MissingQueue { index: 0 }));
+}
+
+#[test]
+fn transfers_go_on_until_everything_is_moved() {
+    let lengths = [3_usize, 0, 5, 0, 0, 9, 0];
+    for most in 1..20 {
+        let mut memory = [0_u8; 17];
+        let mut next = memory.as_mut_ptr();
+        let mut parts = lengths.map(|iov_len| {
+            let iov_base = next.cast();
+            next = next.wrapping_add(iov_len);
+            libc::iovec { iov_base, iov_len }
+        });
+        // SAFETY: the parts are parts of `memory`, which lives to the end of the round.
+        let mut buffers = unsafe { Buffers::new(&mut parts) };
+        let moved = std::cell::Cell::new(0);
+        let result = buffers.transfer(1000, std::io::ErrorKind::UnexpectedEof, |part, _, at| {
+            assert_eq!(at, 1000 + moved.get() as i64);
+            // SAFETY: `transfer` hands out one part at least.
+            let part = unsafe { *part };
+            assert!(part.iov_len > 0, "an empty part moves nothing");
+            assert_eq!(
+                part.iov_base.cast_const(),
+                memory.as_ptr().wrapping_add(moved.get()).cast()
+            );
+            let bytes = most.min(17 - moved.get());
+            moved.set(moved.get() + bytes);
+            bytes as isize
+        });
+        result.unwrap();
+        assert_eq!(moved.get(), 17);
+    }
 }
 
 #[derive(Debug, Clone)]
