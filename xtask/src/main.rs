@@ -6,6 +6,7 @@
 mod apt;
 mod bundle;
 mod cache;
+mod dist;
 mod emu;
 mod emulator;
 mod kernel;
@@ -14,6 +15,7 @@ mod process;
 mod products;
 mod rootfs;
 mod run;
+mod test;
 mod tidy;
 mod workspace;
 
@@ -54,6 +56,10 @@ enum Task {
         #[arg(value_enum, default_values = ["debian", "busybox"])]
         which: Vec<Rootfs>,
     },
+    /// Run all checks and tests; .ci/run calls exactly this.
+    Test(test::Options),
+    /// Make a tarball and a Debian package in target/lazaret/dist.
+    Dist,
     /// Check the rules of style that a machine can check.
     Tidy,
 }
@@ -69,6 +75,8 @@ fn main() -> ExitCode {
         Task::Rootfs { which } => print_each(&which, rootfs::find),
         Task::Bundle { which } => products::build(&[])
             .and_then(|products| print_each(&which, |which| bundle::make(&products, which))),
+        Task::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Dist => dist::run().map(|()| ExitCode::SUCCESS),
         Task::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -1,0 +1,119 @@
+//! `cargo xtask test`: everything that must hold before a change goes in.
+//!
+//! Steps run in order, cheap ones first; the first that fails ends the run, unless `--keep-going`
+//! is given. A summary closes the output either way.
+
+mod deny;
+mod host;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use emulated_host::{Command, Host, Streams};
+
+use crate::products::{self, cargo};
+use crate::{emu, process, run, tidy};
+
+/// After this time the end-to-end tests are taken to hang.
+const E2E_TIMEOUT: Duration = Duration::from_secs(40 * 60);
+
+/// Options of the task.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Go on after a step failed.
+    #[arg(long)]
+    keep_going: bool,
+    /// Run the steps whose names contain this; can be repeated.
+    #[arg(long)]
+    only: Vec<String>,
+    /// Run the end-to-end tests' long cases and full sizes as well.
+    #[arg(long)]
+    full: bool,
+}
+
+/// One step: its name and what it does.
+type Step = (&'static str, fn(&Options) -> Result<()>);
+
+const STEPS: [Step; 7] = [
+    ("format", |_| {
+        process::run(cargo().args(["fmt", "--all", "--check"]))
+    }),
+    ("tidy", |_| tidy::run()),
+    ("clippy", |_| {
+        process::run(
+            cargo()
+                .args(["clippy", "--workspace", "--all-targets", "--quiet", "--"])
+                .args(["-D", "warnings"]),
+        )
+    }),
+    ("deny", |_| deny::run()),
+    ("unit, property and VMM tests", |_| {
+        process::run(cargo().args(["test", "--workspace", "--quiet"]))
+    }),
+    ("emulated host", |_| host::run()),
+    ("end to end", end_to_end),
+];
+
+/// Runs the steps and says how they ended.
+///
+/// # Errors
+/// If one failed.
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let mut summary = Vec::new();
+    let mut failed = 0;
+    for (name, step) in STEPS {
+        let chosen =
+            options.only.is_empty() || options.only.iter().any(|part| name.contains(part.as_str()));
+        if !chosen || (failed > 0 && !options.keep_going) {
+            summary.push(format!("skipped  {name}"));
+            continue;
+        }
+        eprintln!("== {name}");
+        let start = Instant::now();
+        let result = step(options);
+        let seconds = start.elapsed().as_secs_f64();
+        match result {
+            Ok(()) => summary.push(format!("ok       {name} ({seconds:.1} s)")),
+            Err(error) => {
+                eprintln!("error: {name}: {error:#}");
+                summary.push(format!("FAILED   {name} ({seconds:.1} s)"));
+                failed += 1;
+            }
+        }
+    }
+    println!("{}", summary.join("\n"));
+    if failed > 0 {
+        bail!("{failed} of {} steps failed", STEPS.len());
+    }
+    Ok(())
+}
+
+/// The suite of `tests/e2e`, with real VMs.
+fn end_to_end(options: &Options) -> Result<()> {
+    let products = products::build(&["lazaret-e2e"])?;
+    crate::packages::ensure(&["runc"], "the runtime that proves the end-to-end cases")?;
+    let mut command = Command::new(vec![products.program("lazaret-e2e").into()])?;
+    if options.full {
+        command.arguments.push("--full".into());
+    }
+    command
+        .environment
+        .push(("LAZARET_CONFIG".into(), products.config().into()));
+    if run::has_virtualisation() && rustix::process::geteuid().is_root() {
+        return process::run(
+            std::process::Command::new(&command.arguments[0])
+                .args(&command.arguments[1..])
+                .env("LAZARET_CONFIG", products.config()),
+        );
+    }
+    let host = Host {
+        timeout: Some(E2E_TIMEOUT),
+        ..emu::default_host()?
+    };
+    let outcome = host.run(&command, Streams::inherited()?)?;
+    if outcome.status != 0 {
+        bail!("lazaret-e2e ended with {}", outcome.status);
+    }
+    Ok(())
+}
