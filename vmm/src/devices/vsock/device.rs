@@ -81,7 +81,8 @@ impl Counters {
 
 /// What is saved. Connections are not: their peers on the host stay where they are. A device that
 /// is restored announces `TRANSPORT_RESET` on the event queue, on which the driver gives up all
-/// its connections (virtio 1.3 §5.10.6.7).
+/// its connections (virtio 1.3 §5.10.6.7). A connection that the host opens before the driver has
+/// seen the event is given up with the others; who restores a VM tries again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct State {
     /// Whether a driver had the device in use, and may have connections.
@@ -262,5 +263,11 @@ impl VirtioDevice for Vsock {
         report("resets", load(&self.counters.resets));
         report("credit_stalls", load(&self.counters.credit_stalls));
         report("wake_ups", load(&self.counters.wake_ups));
+    }
+}
+
+impl Drop for Vsock {
+    fn drop(&mut self) {
+        self.reset();
     }
 }

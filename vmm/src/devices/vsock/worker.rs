@@ -119,7 +119,6 @@ impl VsockWorker {
     fn serve(&mut self, memory: &GuestMemoryMmap) -> Result<(), ServeError> {
         let mut scratch = Scratch::default();
         let mut events = [EpollEvent::default(); EVENTS_MAX];
-        self.rx.stop_waiting(memory)?;
         // Whatever came before this run gets its turn without an event.
         let mut more = true;
         loop {
@@ -159,6 +158,7 @@ impl VsockWorker {
         memory: &'m GuestMemoryMmap,
         scratch: &mut Scratch<'m>,
     ) -> Result<bool, ServeError> {
+        self.rx.stop_waiting(memory)?;
         self.tx.stop_waiting(memory)?;
         let mut more = self.serve_tx(memory, scratch)?;
         let held_up = self.backend.resets_full();

@@ -6,8 +6,10 @@ use std::{
     os::unix::net::UnixStream,
 };
 
+use rustix::process::{Resource, Rlimit};
+
 use super::super::{
-    HOST_PORT_FIRST, WINDOW_BYTES,
+    GUEST_CONNECTIONS_MAX, HOST_PORT_FIRST, WINDOW_BYTES,
     connection::{SHUTDOWN_BOTH, SHUTDOWN_RECEIVE, SHUTDOWN_SEND},
     packet::op,
 };
@@ -389,8 +391,38 @@ fn client_that_closes_with_unread_bytes_ends_the_connection() {
 }
 
 #[test]
+fn guest_opens_no_more_than_its_share() {
+    raise_descriptor_limit();
+    let mut guest = Guest::new(&[1025]);
+    let open: Vec<_> = (0..GUEST_CONNECTIONS_MAX as u32)
+        .map(|from| guest.dialled(1025, from, 100))
+        .collect();
+    let one_more = Peer {
+        guest_port: 9999,
+        ..open[0].1
+    };
+    guest.send(one_more.header(op::REQUEST), &[]);
+    guest.expect(op::RST);
+    let (_client, _) = guest.connected(1, 100);
+    guest.send(open[7].1.header(op::RST), &[]);
+    guest.send(one_more.header(op::REQUEST), &[]);
+    guest.expect(op::RESPONSE);
+}
+
+/// Lifts the limit of open files, which is 1,024 in many a shell, to the most that is allowed.
+fn raise_descriptor_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    rustix::process::setrlimit(Resource::Nofile, raised).unwrap();
+}
+
+#[test]
 fn two_thousand_connections_at_once() {
     const COUNT: usize = 2000;
+    raise_descriptor_limit();
     let mut guest = Guest::new(&[]);
     let mut open = Vec::new();
     for port in 0..COUNT as u32 {
