@@ -41,6 +41,9 @@ pub(crate) enum AgentError {
     /// The device did not connect us to the agent.
     #[error("the guest agent does not accept connections")]
     Handshake(#[source] io::Error),
+    /// The agent takes too long.
+    #[error("the guest agent did not answer within {} s", CALL_TIMEOUT.as_secs())]
+    Timeout,
     /// The call broke off.
     #[error("call to the guest agent failed")]
     Frame(#[source] FrameError),
@@ -120,8 +123,16 @@ impl Call {
         self.stream
             .set_read_timeout(Some(CALL_TIMEOUT))
             .map_err(AgentError::Handshake)?;
-        self.skip_line().map_err(AgentError::Handshake)?;
-        let reply: Reply = frame::read(&mut self.stream).map_err(AgentError::Frame)?;
+        self.skip_line().map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => AgentError::Timeout,
+            _ => AgentError::Handshake(error),
+        })?;
+        let reply: Reply = frame::read(&mut self.stream).map_err(|error| match error {
+            FrameError::Io(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                AgentError::Timeout
+            }
+            error => AgentError::Frame(error),
+        })?;
         Ok((reply.map_err(AgentError::Refused)?, self.stream))
     }
 

@@ -27,7 +27,7 @@ const DEFAULT_MODE: u32 = 0o666;
 
 /// What every container may do with devices (runc's `AllowedDevices`): make any node, and use the
 /// ones that belong to every `/dev`. `(kind, major, minor, use)`.
-const ALWAYS_ALLOWED: [(DeviceKind, Option<u32>, Option<u32>, bool); 12] = [
+const ALWAYS_ALLOWED: [(DeviceKind, Option<u32>, Option<u32>, bool); 11] = [
     (DeviceKind::Character, None, None, false),
     (DeviceKind::Block, None, None, false),
     (DeviceKind::Character, Some(1), Some(3), true),
@@ -39,7 +39,6 @@ const ALWAYS_ALLOWED: [(DeviceKind, Option<u32>, Option<u32>, bool); 12] = [
     (DeviceKind::Character, Some(136), None, true),
     (DeviceKind::Character, Some(5), Some(2), true),
     (DeviceKind::Character, Some(10), Some(200), true),
-    (DeviceKind::Character, Some(10), Some(229), true),
 ];
 
 /// Translates `linux.devices`.

@@ -258,8 +258,7 @@ fn namespaces(
             .filter(|path| !path.as_os_str().is_empty());
         let kind = namespace_kind(namespace.typ());
         if kinds.contains(&kind) || (kind == NamespaceKind::Network && network.is_some()) {
-            let name = namespace.typ().to_string();
-            return Err(PlanError::invalid(field, format!("{name} is listed twice")));
+            return Err(PlanError::invalid(field, "this type is listed twice"));
         }
         if kind == NamespaceKind::Network {
             network = Some(path.map(Path::to_owned));
@@ -277,8 +276,8 @@ fn namespaces(
     for (kind, name) in [(NamespaceKind::Pid, "pid"), (NamespaceKind::Ipc, "ipc")] {
         if !kinds.contains(&kind) {
             warnings.push(format!(
-                "linux.namespaces: without a {name} namespace the container shares the guest's, \
-                 not the host's"
+                "linux.namespaces: no {name} namespace, the container shares the guest's and not \
+                 the host's"
             ));
         }
     }

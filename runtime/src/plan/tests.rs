@@ -1,1 +1,489 @@
-//! Golden plans and refused fields.
+//! Golden plans: what a bundle becomes is compared with the files in `tests/golden/`, word by word.
+//! After a wanted change, `LAZARET_BLESS=1 cargo test -p lazaret golden` writes them anew; review
+//! the difference as code.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// The bundle that `spec` makes, with `change` applied.
+fn bundle(change: impl FnOnce(&mut Value)) -> Bundle {
+    let mut config: Value = serde_json::from_str(include_str!("../verbs/spec.json")).unwrap();
+    change(&mut config);
+    Bundle {
+        path: "/bundle".into(),
+        spec: serde_json::from_value(config).unwrap(),
+        warnings: Vec::new(),
+    }
+}
+
+fn circumstances() -> Circumstances<'static> {
+    Circumstances {
+        id: "box",
+        stdio: [Stdio::Null, Stdio::Pipe, Stdio::Pipe],
+        terminal_size: TerminalSize {
+            rows: 24,
+            columns: 80,
+        },
+        host_memory_mib: 4096,
+        host_cpus: 4,
+    }
+}
+
+fn planned(change: impl FnOnce(&mut Value)) -> Result<Plan, String> {
+    plan(&bundle(change), &Config::default(), circumstances()).map_err(|error| error.to_string())
+}
+
+fn set(config: &mut Value, pointer: &str, value: Value) {
+    let (parent, key) = pointer.rsplit_once('/').unwrap();
+    config.pointer_mut(parent).unwrap()[key] = value;
+}
+
+/// The error when `value` is put at `pointer` of the default bundle.
+fn error(pointer: &str, value: Value) -> String {
+    planned(|config| set(config, pointer, value)).unwrap_err()
+}
+
+/// The warnings when `value` is put at `pointer`.
+fn warnings(pointer: &str, value: Value) -> Vec<String> {
+    planned(|config| set(config, pointer, value))
+        .unwrap()
+        .warnings
+}
+
+fn golden(name: &str, change: impl FnOnce(&mut Value)) {
+    let plan = planned(change).unwrap();
+    let text = serde_json::to_string_pretty(&plan).unwrap() + "\n";
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{name}.json"));
+    if std::env::var_os("LAZARET_BLESS").is_some() {
+        std::fs::write(&path, text).unwrap();
+        return;
+    }
+    let expected = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        text == expected,
+        "the plan differs from {}: bless it if that is wanted\n{text}",
+        path.display()
+    );
+}
+
+#[test]
+fn golden_default() {
+    golden("default", |_| {});
+}
+
+#[test]
+fn golden_everything() {
+    golden("everything", |config| {
+        set(config, "/process/terminal", json!(false));
+        set(
+            config,
+            "/process/user",
+            json!({"uid": 1, "gid": 2, "umask": 63, "additionalGids": [3, 4]}),
+        );
+        set(config, "/process/oomScoreAdj", json!(-500));
+        set(config, "/root", json!({"path": "/abs/rootfs"}));
+        set(config, "/domainname", json!("example.org"));
+        set(
+            config,
+            "/annotations",
+            json!({"io.lazaret.vm.memory_mib": "512", "other.tool/x": "1"}),
+        );
+        let mounts = config["mounts"].as_array_mut().unwrap();
+        mounts.truncate(2);
+        mounts.extend([
+            json!({"destination": "/data", "type": "bind", "source": "data",
+                   "options": ["rbind", "ro", "rslave", "nosuid"]}),
+            json!({"destination": "/etc/hosts", "type": "bind", "source": "/srv/../srv/./hosts",
+                   "options": ["bind", "rro"]}),
+            json!({"destination": "/host-null", "type": "bind", "source": "/dev/null",
+                   "options": ["bind"]}),
+            json!({"destination": "/t", "type": "tmpfs", "source": "x",
+                   "options": ["tmpcopyup", "size=1m", "rnoatime"]}),
+        ]);
+        set(
+            config,
+            "/linux",
+            json!({
+                "namespaces": [
+                    {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
+                    {"type": "mount"}, {"type": "cgroup"}, {"type": "user"},
+                ],
+                "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
+                "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 20}],
+                "devices": [
+                    {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229,
+                     "fileMode": 432, "uid": 5, "gid": 6},
+                    {"path": "/dev/pipe", "type": "p"},
+                ],
+                "sysctl": {"net.ipv4.ip_forward": "1", "kernel.msgmax": "8192"},
+                "rootfsPropagation": "rslave",
+                "resources": {
+                    "devices": [
+                        {"allow": false, "access": "rwm"},
+                        {"allow": true, "type": "c", "major": 10, "minor": -1, "access": "rw"},
+                        {"allow": true, "type": "b", "major": 8},
+                    ],
+                    "memory": {"limit": 1_073_741_824, "reservation": 536_870_912,
+                               "swap": 2_147_483_648_u64},
+                    "cpu": {"shares": 1024, "quota": 150_000, "period": 100_000, "cpus": "0-1,3"},
+                    "pids": {"limit": 100},
+                    "hugepageLimits": [{"pageSize": "2MB", "limit": 4_194_304}],
+                    "unified": {"memory.high": "1000000", "cpu.weight.nice": "5"},
+                },
+            }),
+        );
+    });
+}
+
+#[test]
+fn every_refusal_names_its_field() {
+    for (pointer, value, message) in [
+        (
+            "/ociVersion",
+            json!("2.0.0"),
+            "ociVersion: version \"2.0.0\" is not supported",
+        ),
+        ("/ociVersion", json!(""), "ociVersion: must not be empty"),
+        ("/root/path", json!(""), "root.path: must not be empty"),
+        (
+            "/process/args",
+            json!([]),
+            "process.args: must not be empty",
+        ),
+        (
+            "/process/args",
+            json!(["a", "b\0"]),
+            "process.args[1]: must not contain a NUL character",
+        ),
+        (
+            "/process/cwd",
+            json!("relative"),
+            "process.cwd: must be an absolute path",
+        ),
+        ("/process/cwd", json!(""), "process.cwd: must not be empty"),
+        (
+            "/process/user/umask",
+            json!(512),
+            "process.user.umask: must be a number from 0 to 511 (0777)",
+        ),
+        (
+            "/process/oomScoreAdj",
+            json!(1001),
+            "process.oomScoreAdj: must be a number from -1000 to 1000",
+        ),
+        (
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_BE"}),
+            "process.ioPriority: an I/O priority is not supported",
+        ),
+        (
+            "/process/rlimits",
+            json!([{"type": "RLIMIT_CPU", "soft": 2, "hard": 1}]),
+            "process.rlimits[0]: soft exceeds hard",
+        ),
+        (
+            "/process/rlimits",
+            json!([{"type": "RLIMIT_CPU"}, {"type": "RLIMIT_CPU"}]),
+            "process.rlimits[1]: RLIMIT_CPU is listed twice",
+        ),
+        (
+            "/hooks",
+            json!({"poststop": [{"path": "/x"}]}),
+            "hooks.poststop: running hooks is not supported",
+        ),
+        (
+            "/linux/seccomp",
+            json!({"defaultAction": "SCMP_ACT_ERRNO"}),
+            "linux.seccomp: filtering system calls (podman, docker: --security-opt seccomp=unconfined) is not supported",
+        ),
+        (
+            "/linux/intelRdt",
+            json!({}),
+            "linux.intelRdt: cache and bandwidth allocation is not supported",
+        ),
+        (
+            "/linux/netDevices",
+            json!({"eth0": {}}),
+            "linux.netDevices: moving network devices is not supported",
+        ),
+        (
+            "/linux/timeOffsets",
+            json!({"boottime": {"secs": 1}}),
+            "linux.timeOffsets: offsetting clocks is not supported",
+        ),
+        (
+            "/linux/rootfsPropagation",
+            json!("up"),
+            "linux.rootfsPropagation: \"up\" is not a propagation",
+        ),
+        (
+            "/linux/maskedPaths",
+            json!(["/a", "b"]),
+            "linux.maskedPaths[1]: must be an absolute path",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "uts", "path": "/proc/1/ns/uts"}]),
+            "linux.namespaces[0].path: joining the namespace /proc/1/ns/uts is not supported",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "network"}, {"type": "network"}]),
+            "linux.namespaces[1]: this type is listed twice",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "/a", "type": "bind"}]),
+            "mounts[0].source: must not be empty for a bind mount",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "/a"}]),
+            "mounts[0].type: must not be empty",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "", "type": "tmpfs"}]),
+            "mounts[0].destination: must not be empty",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "/a", "type": "bind", "source": "/b", "options": ["idmap"]}]),
+            "mounts[0].options: mapping the ids of a mount is not supported",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/sda", "type": "b", "major": 8, "minor": 0}]),
+            "linux.devices[0]: a block device of the host is not supported",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/nvidia0", "type": "c", "major": 195, "minor": 0}]),
+            "linux.devices[0]: character device 195:0, which the guest kernel has not, is not supported",
+        ),
+        (
+            "/linux/resources/devices",
+            json!([{"allow": true, "access": "rx"}]),
+            "linux.resources.devices[0].access: must consist of r, w and m",
+        ),
+        (
+            "/linux/resources/memory",
+            json!({"swap": 1}),
+            "linux.resources.memory.swap: cannot be limited without linux.resources.memory.limit",
+        ),
+        (
+            "/linux/resources/memory",
+            json!({"swap": 1, "limit": 2}),
+            "linux.resources.memory.swap: must not be less than linux.resources.memory.limit",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"shares": 1}),
+            "linux.resources.cpu.shares: must be a number from 2 to 262144",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"cpus": "3-1"}),
+            "linux.resources.cpu.cpus: \"3-1\" is not a list of CPUs",
+        ),
+        (
+            "/linux/resources/unified",
+            json!({"../x": "1"}),
+            "linux.resources.unified[../x]: must be the name of a controller's file",
+        ),
+        (
+            "/annotations",
+            json!({"io.lazaret.vm.memry": "1"}),
+            "annotations[io.lazaret.vm.memry]: this annotation is not supported",
+        ),
+        (
+            "/annotations",
+            json!({"io.lazaret.vm.console": "/x"}),
+            "annotations[io.lazaret.vm.console]: is not allowed: add \"vm.console\" to `annotations` in the configuration",
+        ),
+        (
+            "/annotations",
+            json!({"io.lazaret.vm.vcpus": "65"}),
+            "annotations[io.lazaret.vm.vcpus]: must be a number from 1 to 64",
+        ),
+    ] {
+        assert_eq!(error(pointer, value), message);
+    }
+}
+
+#[test]
+fn missing_objects_are_named() {
+    for (key, message) in [
+        ("process", "process: must not be empty"),
+        ("root", "root: must not be empty"),
+    ] {
+        let error = planned(|config| {
+            config.as_object_mut().unwrap().remove(key);
+        });
+        assert_eq!(error.unwrap_err(), message);
+    }
+}
+
+#[test]
+fn what_is_not_done_is_said() {
+    assert!(warnings("/hostname", json!("x")).is_empty());
+    assert!(warnings("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"})).is_empty());
+    for (pointer, value, start) in [
+        (
+            "/process/apparmorProfile",
+            json!("x"),
+            "process.apparmorProfile: not applied",
+        ),
+        (
+            "/process/selinuxLabel",
+            json!("x"),
+            "process.selinuxLabel: not applied",
+        ),
+        (
+            "/linux/mountLabel",
+            json!("x"),
+            "linux.mountLabel: not applied",
+        ),
+        (
+            "/linux/resources/blockIO",
+            json!({"weight": 10}),
+            "linux.resources.blockIO: not applied",
+        ),
+        (
+            "/linux/resources/cpu",
+            json!({"mems": "0"}),
+            "linux.resources.cpu.mems: not applied",
+        ),
+        (
+            "/mounts",
+            json!([{"destination": "a", "type": "tmpfs"}]),
+            "mounts[0].destination: \"a\" is not absolute",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "pid"}, {"type": "ipc"}]),
+            "linux.namespaces: the host's network cannot be shared",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "pid"}, {"type": "ipc"}, {"type": "network", "path": "/run/netns/a"}]),
+            "linux.namespaces: the interfaces of network namespace /run/netns/a",
+        ),
+        (
+            "/linux/namespaces",
+            json!([{"type": "pid"}, {"type": "network"}]),
+            "linux.namespaces: no ipc namespace",
+        ),
+    ] {
+        let warnings = warnings(pointer, value);
+        assert!(
+            warnings.len() == 1 && warnings[0].starts_with(start),
+            "{warnings:?}"
+        );
+    }
+}
+
+#[test]
+fn the_vm_follows_the_limits() {
+    let size = |resources: Value| {
+        let plan = planned(|config| set(config, "/linux/resources", resources)).unwrap();
+        (plan.vm.memory_mib, plan.vm.vcpus)
+    };
+    assert_eq!(size(json!({})), (256, 1));
+    assert_eq!(size(json!({"memory": {"limit": 1 << 30}})), (1024 + 64, 1));
+    assert_eq!(size(json!({"memory": {"limit": 1 << 20}})), (96, 1));
+    // More than the machine has, as container engines write "no limit".
+    assert_eq!(size(json!({"memory": {"limit": i64::MAX}})), (256, 1));
+    assert_eq!(size(json!({"memory": {"limit": -1}})), (256, 1));
+    assert_eq!(
+        size(json!({"cpu": {"quota": 250_000, "period": 100_000}})),
+        (256, 3)
+    );
+    assert_eq!(
+        size(json!({"cpu": {"quota": 900_000, "period": 100_000}})),
+        (256, 4)
+    );
+    assert_eq!(size(json!({"cpu": {"quota": -1}})), (256, 1));
+}
+
+#[test]
+fn shares_become_weights_as_in_runc() {
+    for (shares, weight) in [(2, "1"), (1024, "39"), (262_144, "10000")] {
+        let plan = planned(|config| {
+            set(config, "/linux/resources/cpu", json!({"shares": shares}));
+        });
+        let files = plan.unwrap().container.cgroup.files;
+        assert_eq!(files, [("cpu.weight".to_owned(), weight.to_owned())]);
+    }
+}
+
+#[test]
+fn console_size_counts_before_the_callers_terminal() {
+    let terminal = |size: Value| {
+        let plan = planned(|config| set(config, "/process/consoleSize", size)).unwrap();
+        let size = plan.container.process.terminal.unwrap();
+        (size.rows, size.columns)
+    };
+    assert_eq!(terminal(json!({"height": 10, "width": 20})), (10, 20));
+    assert_eq!(terminal(json!({"height": 0, "width": 0})), (24, 80));
+    assert_eq!(
+        terminal(json!({"height": 1_000_000, "width": 1})),
+        (65_535, 1)
+    );
+}
+
+#[test]
+fn a_console_is_a_device_and_a_kernel_parameter() {
+    let config = Config {
+        console: Some("/tmp/console".into()),
+        kernel_parameters: "initcall_debug".to_owned(),
+        ..Config::default()
+    };
+    let plan = plan(&bundle(|_| {}), &config, circumstances()).unwrap();
+    assert!(
+        plan.vm
+            .command_line
+            .ends_with(" console=hvc0 initcall_debug")
+    );
+    assert_eq!(plan.vm.devices.len(), 4);
+    assert_eq!(
+        plan.host.console.as_deref(),
+        Some(Path::new("/tmp/console"))
+    );
+}
+
+mod properties {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever a mount says, its share stays below the container's own directory, and what
+        /// is the kernel's never comes from the host.
+        #[test]
+        fn shares_stay_in_their_directory(
+            source in "(/|\\.\\./|proc|sys|dev|a|\\.|b/){0,8}",
+            options in prop::collection::vec("(r?bind|ro|rro|r?shared|x)", 0..4),
+        ) {
+            let mount = json!([{"destination": "/d", "type": "bind", "source": source, "options": options}]);
+            if let Ok(plan) = planned(|config| set(config, "/mounts", mount)) {
+                for share in &plan.host.shares {
+                    prop_assert!(share.share_path.starts_with("box/"));
+                    prop_assert!(!share.share_path.contains(".."));
+                    prop_assert!(share.source.is_absolute());
+                    for tree in ["/proc", "/sys", "/dev"] {
+                        prop_assert!(!share.source.starts_with(tree));
+                    }
+                }
+            }
+        }
+
+        #[test]
+        fn no_list_of_cpus_panics(list in "[0-9,\\- ]{0,20}") {
+            let _ = planned(|config| set(config, "/linux/resources/cpu", json!({"cpus": list})));
+        }
+    }
+}

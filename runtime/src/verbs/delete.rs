@@ -26,8 +26,10 @@ pub(super) fn run(global: &Global, options: &Delete) -> Result<u8, VerbError> {
     match status {
         Status::Stopped => {}
         // As runc: a container that was never started may go.
-        Status::Created => kill(&dir),
-        Status::Running | Status::Paused if options.force => kill(&dir),
+        Status::Created => return take_down(&dir).map(|()| 0),
+        Status::Running | Status::Paused if options.force => {
+            return take_down(&dir).map(|()| 0);
+        }
         status => {
             return Err(VerbError::WrongStatus(format!(
                 "cannot delete container {} that is not stopped: {}",
@@ -38,6 +40,15 @@ pub(super) fn run(global: &Global, options: &Delete) -> Result<u8, VerbError> {
     }
     destroy(&dir)?;
     Ok(0)
+}
+
+/// Ends a container that has a process, and removes it.
+///
+/// # Errors
+/// [`VerbError`].
+pub(super) fn take_down(dir: &StateDir) -> Result<(), VerbError> {
+    kill(dir);
+    destroy(dir)
 }
 
 /// Asks the guest to kill the container; its monitor then ends in good order.

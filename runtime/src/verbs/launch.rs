@@ -119,7 +119,7 @@ impl Prepared {
         if let Some(path) = pid_file
             && let Err(error) = write_pid_file(path, pid)
         {
-            super::delete::destroy(&dir)?;
+            super::delete::take_down(&dir)?;
             return Err(error);
         }
         Ok(Launched { pid, dir })

@@ -1,0 +1,124 @@
+//! What goes wrong before there is a container: one line that says what, and nothing left behind.
+
+use crate::harness::Place;
+
+fn create_fails(mode: &str, more: &str) -> String {
+    let place = Place::with(mode, more);
+    place.fails(1, &["create", "c"])
+}
+
+#[test]
+fn the_vmm_says_why() {
+    assert_eq!(
+        create_fails("refuse", ""),
+        "lazaret-vmm: no room for the guest"
+    );
+}
+
+#[test]
+fn the_vmm_dies() {
+    assert_eq!(
+        create_fails("die", ""),
+        "lazaret-vmm failed: the fake VMM fails"
+    );
+}
+
+#[test]
+fn the_guest_panics() {
+    assert_eq!(create_fails("panic", ""), "the guest kernel panicked");
+    assert_eq!(
+        create_fails("panic", "console = \"console.log\""),
+        "the guest kernel panicked: Kernel panic - not syncing: fake"
+    );
+}
+
+#[test]
+fn the_guest_resets() {
+    assert_eq!(create_fails("reset", ""), "the guest reset itself");
+}
+
+#[test]
+fn the_guest_never_answers() {
+    assert_eq!(
+        create_fails("silent", "boot_timeout_ms = 1000"),
+        "guest did not answer within 1000 ms (`boot_timeout_ms`)"
+    );
+}
+
+#[test]
+fn the_agent_is_from_another_release() {
+    let message = create_fails("version", "");
+    assert!(
+        message.starts_with("guest agent speaks version 99 of the protocol, not "),
+        "{message}"
+    );
+}
+
+#[test]
+fn the_guest_dies_during_a_call() {
+    let message = create_fails("deaf", "");
+    assert_eq!(message, "lazaret-vmm was killed by signal 6");
+}
+
+#[test]
+fn the_agent_refuses() {
+    let place = Place::new();
+    place.bundle(&["@refused"], |_| {});
+    assert_eq!(
+        place.fails(1, &["create", "c"]),
+        "exec: \"@refused\": no such program"
+    );
+    assert_eq!(
+        place.fails(1, &["run", "c"]),
+        "exec: \"@refused\": no such program"
+    );
+}
+
+#[test]
+fn missing_files_are_named() {
+    for (key, start) in [
+        ("vmm", "cannot start "),
+        ("kernel", "cannot open guest kernel "),
+        ("initramfs", "cannot open initramfs "),
+    ] {
+        let place = Place::new();
+        let file = place.path().join("config.toml");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines: Vec<_> = text.lines().filter(|line| !line.starts_with(key)).collect();
+        let text = format!("{}\n{key} = \"/no/such/file\"\n", lines.join("\n"));
+        std::fs::write(&file, text).unwrap();
+        assert_eq!(
+            place.fails(1, &["create", "c"]),
+            format!("{start}/no/such/file: no such file or directory")
+        );
+    }
+}
+
+#[test]
+fn a_pid_file_that_cannot_be_written_takes_the_container_down() {
+    let place = Place::new();
+    place.bundle(&["sleep", "1000"], |_| {});
+    let status = place
+        .command(&["create", "--pid-file", "/no/such/pid", "c"])
+        .status();
+    assert_eq!(status.unwrap().code(), Some(1));
+}
+
+#[test]
+fn a_killed_command_line_leaves_nothing() {
+    let place = Place::with("silent", "boot_timeout_ms = 1500");
+    let mut child = place.command(&["create", "c"]).spawn().unwrap();
+    crate::harness::wait("it is being created", || {
+        !place.leftovers().is_empty() && place.status("c") == "creating"
+    });
+    let message = place.fails(1, &["delete", "c"]);
+    assert_eq!(
+        message,
+        "cannot delete container c that is not stopped: creating"
+    );
+    child.kill().unwrap();
+    child.wait().unwrap();
+    crate::harness::wait("the monitor has cleaned up", || {
+        place.leftovers().is_empty()
+    });
+}

@@ -1,0 +1,146 @@
+//! Command lines, logs and the verbs that need no container.
+
+use crate::harness::Place;
+
+#[test]
+fn options_may_stand_on_either_side_of_the_id() {
+    let place = Place::new();
+    for arguments in [["run", "--keep", "c"], ["run", "c", "--keep"]] {
+        place.ok(&arguments);
+        place.ok(&["delete", "c", "--force"]);
+    }
+}
+
+#[test]
+fn wrong_command_lines_are_one_line() {
+    let place = Place::new();
+    for (arguments, start) in [
+        (
+            &["run"][..],
+            "the following required arguments were not provided: <CONTAINER_ID>",
+        ),
+        (&["run", "--foo", "c"], "unexpected argument '--foo' found"),
+        (&["state", "a", "b"], "unexpected argument 'b' found"),
+        (&["frobnicate"], "unrecognized subcommand 'frobnicate'"),
+        (
+            &["--log-format", "xml", "list"],
+            "invalid value 'xml' for '--log-format <FORMAT>': must be text or json",
+        ),
+    ] {
+        let output = place.call(arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(stderr.lines().count(), 1, "{stderr:?}");
+        assert!(stderr.starts_with(start), "{stderr:?}");
+    }
+}
+
+#[test]
+fn what_is_not_supported_says_so() {
+    let place = Place::new();
+    for verb in ["events", "update", "features", "checkpoint", "restore"] {
+        assert_eq!(
+            place.fails(1, &[verb, "--any", "thing"]),
+            format!("{verb}: not supported by this version of lazaret")
+        );
+    }
+    for (option, message) in [
+        (
+            "--systemd-cgroup",
+            "--systemd-cgroup: placing containers in systemd's cgroups is not supported",
+        ),
+        (
+            "--rootless=true",
+            "--rootless: only auto and false are supported: lazaret needs root",
+        ),
+        ("--criu=x", "--criu: checkpoints are not supported"),
+    ] {
+        assert_eq!(place.fails(1, &[option, "list"]), message);
+    }
+    assert_eq!(
+        place.fails(1, &["create", "--preserve-fds", "2", "c"]),
+        "--preserve-fds: descriptors cannot be passed into a VM"
+    );
+}
+
+#[test]
+fn a_log_file_gets_the_line_and_standard_error_the_message() {
+    let place = Place::new();
+    let log = place.path().join("log");
+    let log = log.to_str().unwrap();
+    let output = place.call(&["--log", log, "--log-format", "json", "state", "c"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(output.stderr, b"container does not exist\n");
+    let line: serde_json::Value =
+        serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert_eq!(line["msg"], "container does not exist");
+    assert!(line["time"].as_str().unwrap().ends_with('Z'));
+}
+
+#[test]
+fn an_empty_root_lists_nothing() {
+    let place = Place::new();
+    assert_eq!(
+        place.ok(&["list"]),
+        "ID          PID         STATUS      BUNDLE      CREATED     OWNER\n"
+    );
+    assert_eq!(place.ok(&["list", "-f", "json"]), "null\n");
+    assert_eq!(place.ok(&["list", "-q"]), "");
+    assert_eq!(
+        place.fails(1, &["list", "-f", "xml"]),
+        "--format: must be table or json"
+    );
+}
+
+#[test]
+fn spec_is_written_once() {
+    let place = Place::new();
+    let directory = place.path().join("new");
+    std::fs::create_dir(&directory).unwrap();
+    let directory = directory.to_str().unwrap();
+    place.ok(&["spec", "--bundle", directory]);
+    let text = std::fs::read_to_string(format!("{directory}/config.json")).unwrap();
+    serde_json::from_str::<oci_spec::runtime::Spec>(&text).unwrap();
+    assert_eq!(
+        place.fails(1, &["spec", "-b", directory]),
+        "File config.json exists. Remove it first"
+    );
+}
+
+#[test]
+fn ids_are_checked() {
+    let place = Place::new();
+    assert_eq!(place.fails(1, &["run", ""]), "container id cannot be empty");
+    for id in ["a/b", "..", "a b", "ü"] {
+        let message = place.fails(1, &["run", id]);
+        assert_eq!(message, format!("invalid container ID format: {id:?}"));
+    }
+}
+
+#[test]
+fn versions() {
+    let place = Place::new();
+    for arguments in [&["version"][..], &["--version"], &["-v"]] {
+        assert!(place.ok(arguments).starts_with("lazaret version "));
+    }
+}
+
+#[test]
+fn check_names_what_is_missing() {
+    let place = Place::new();
+    let output = place.call(&["check"]);
+    assert_eq!(output.status.code(), Some(1));
+    let text = String::from_utf8(output.stdout).unwrap();
+    let kernel = text
+        .lines()
+        .find(|line| line.contains("guest kernel"))
+        .unwrap();
+    assert!(kernel.starts_with("MISSING"), "{kernel}");
+    assert!(kernel.contains("cargo xtask kernel"), "{kernel}");
+    let json: serde_json::Value = serde_json::from_str(
+        &String::from_utf8(place.call(&["check", "-f", "json"]).stdout).unwrap(),
+    )
+    .unwrap();
+    assert_eq!(json.as_array().unwrap().len(), text.lines().count());
+}
