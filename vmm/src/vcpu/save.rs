@@ -20,7 +20,8 @@ pub struct VcpuState {
     xcrs: kvm_xcrs,
     debug_regs: kvm_debugregs,
     lapic: kvm_lapic_state,
-    msrs: Vec<kvm_msr_entry>,
+    /// Ordered so that [`msrs::write`] restores them rightly.
+    pub(crate) msrs: Vec<kvm_msr_entry>,
     events: kvm_vcpu_events,
     tsc_khz: Option<u32>,
 }

@@ -17,11 +17,11 @@ use crate::{
 /// Everything that makes up a paused VM but the content of guest memory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct VmState {
-    memory_mib: u64,
-    irqchips: Vec<kvm_irqchip>,
-    clock: kvm_clock_data,
-    vcpus: Vec<VcpuState>,
-    slots: Vec<TransportState>,
+    pub(super) memory_mib: u64,
+    pub(super) irqchips: Vec<kvm_irqchip>,
+    pub(super) clock: kvm_clock_data,
+    pub(super) vcpus: Vec<VcpuState>,
+    pub(super) slots: Vec<TransportState>,
 }
 
 /// Why a VM's state could not be read or written.
