@@ -10,7 +10,7 @@ use std::{
     io::{self, BufRead as _, BufReader, IoSliceMut, Read, Write},
     mem::MaybeUninit,
     os::{
-        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::{
             net::{UnixListener, UnixStream},
             process::{CommandExt as _, ExitStatusExt as _},
@@ -99,18 +99,16 @@ pub(crate) fn serve(launch_fd: i32) -> ! {
             thread::spawn(move || agent.serve(connection.unwrap()));
         }
     });
-    loop {
-        match frame::read(&mut launch) {
-            Ok(ControlRequest::Shutdown) => {
-                let reply: ControlReply = Ok(ControlAnswer::Done);
-                frame::write(&mut launch, &reply).unwrap();
-                end(ExitReason::Shutdown);
-            }
-            Ok(request) => panic!("unexpected {request:?}"),
-            // The lifeline.
-            Err(_) => end(ExitReason::Shutdown),
+    match frame::read(&mut launch) {
+        Ok(ControlRequest::Shutdown) => {
+            let reply: ControlReply = Ok(ControlAnswer::Done);
+            frame::write(&mut launch, &reply).unwrap();
         }
+        Ok(request) => panic!("unexpected {request:?}"),
+        // The lifeline.
+        Err(_) => {}
     }
+    end(ExitReason::Shutdown)
 }
 
 fn end(reason: ExitReason) -> ! {
@@ -320,7 +318,7 @@ impl Agent {
             unsafe {
                 command.pre_exec(|| {
                     rustix::process::setsid()?;
-                    rustix::process::ioctl_tiocsctty(BorrowedFd::borrow_raw(0))?;
+                    rustix::process::ioctl_tiocsctty(io::stdin())?;
                     Ok(())
                 });
             }
