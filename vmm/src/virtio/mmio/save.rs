@@ -12,19 +12,19 @@ use crate::virtio::device::RestoreError;
 /// Everything a driver has set up, and the device's own state.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransportState {
-    device_type: u32,
+    pub(super) device_type: u32,
     status: u32,
-    features: u64,
+    pub(super) features: u64,
     device_features_select: u32,
     driver_features_select: u32,
     queue_select: u32,
-    queues: Vec<QueueSetup>,
+    pub(super) queues: Vec<QueueSetup>,
     active: bool,
     interrupt_status: u32,
     config_generation: u32,
     needs_reset: bool,
     /// What [`VirtioDevice::save`](crate::virtio::device::VirtioDevice::save) returned.
-    device: Vec<u8>,
+    pub(super) device: Vec<u8>,
 }
 
 /// Why a slot could not be rebuilt.
