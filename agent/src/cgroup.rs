@@ -102,7 +102,7 @@ impl Cgroup {
         id: &str,
         wanted: &container::Cgroup,
     ) -> Result<Self, CgroupError> {
-        let path = parent.join(id);
+        let path = parent.join(directory_name(id));
         let failed = |errno| CgroupError::Create {
             path: path.display().to_string(),
             source: Os(errno),
@@ -269,14 +269,13 @@ impl Cgroup {
     }
 }
 
-/// Makes the directory all containers' cgroups lie in, and gives them every controller there is.
+/// Gives the cgroups that will be made in `parent` every controller there is.
 ///
 /// # Errors
-/// [`CgroupError`], naming the file.
-pub fn prepare_parent(mount: &Path, name: &str) -> Result<PathBuf, CgroupError> {
-    let path = mount.join(name);
-    let failed = |action: &str, path: &Path| {
-        let (action, path) = (action.to_owned(), path.display().to_string());
+/// [`CgroupError::File`].
+pub fn enable_controllers(parent: &Path) -> Result<(), CgroupError> {
+    let failed = |action: &str| {
+        let (action, path) = (action.to_owned(), parent.display().to_string());
         move |errno: Errno| CgroupError::File {
             action,
             path,
@@ -284,26 +283,29 @@ pub fn prepare_parent(mount: &Path, name: &str) -> Result<PathBuf, CgroupError> 
         }
     };
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = openat(CWD, mount, flags, Mode::empty()).map_err(failed("open", mount))?;
-    let controllers = read_file(top.as_fd(), "cgroup.controllers")
-        .map_err(failed("read controllers of", mount))?;
+    let directory = openat(CWD, parent, flags, Mode::empty()).map_err(failed("open"))?;
+    let controllers = read_file(directory.as_fd(), "cgroup.controllers")
+        .map_err(failed("read the controllers of"))?;
     let enable: Vec<String> = controllers
         .split_whitespace()
         .map(|controller| format!("+{controller}"))
         .collect();
-    let enable = enable.join(" ");
-    let control = |directory: BorrowedFd<'_>| match enable.as_str() {
-        "" => Ok(()),
-        enable => write_file(directory, "cgroup.subtree_control", enable),
-    };
-    control(top.as_fd()).map_err(failed("enable controllers in", mount))?;
-    match mkdirat(&top, name, Mode::from_raw_mode(0o755)) {
-        Ok(()) | Err(Errno::EXIST) => {}
-        Err(errno) => return Err(failed("create", &path)(errno)),
+    if enable.is_empty() {
+        return Ok(());
     }
-    let parent = openat(&top, name, flags, Mode::empty()).map_err(failed("open", &path))?;
-    control(parent.as_fd()).map_err(failed("enable controllers in", &path))?;
-    Ok(path)
+    let enable = enable.join(" ");
+    write_file(directory.as_fd(), "cgroup.subtree_control", &enable)
+        .map_err(failed(&format!("enable controllers {enable:?} in")))
+}
+
+/// Name of a container's directory. Files of a cgroup have a dot in their names, so a name with a
+/// dot gets a character in front that no file's name begins with; two ids never get one name.
+fn directory_name(id: &str) -> String {
+    if id.contains('.') {
+        format!("_{id}")
+    } else {
+        id.to_owned()
+    }
 }
 
 /// Opens the cgroup a process is in, which may be one the container made in its own.

@@ -36,8 +36,6 @@ const SHARE: &str = "/run/lazaret/share";
 /// Where containers' roots are assembled.
 const STAGING: &str = "/run/lazaret/root";
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
-/// The cgroup of all containers.
-const CGROUP_PARENT: &str = "lazaret";
 /// Soft and hard limit of open files a process gets if its container does not say: systemd's.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
@@ -145,7 +143,7 @@ pub fn prepare() -> Result<(OwnedFd, Environment, Share), GuestError> {
     mount_new("proc", "/proc", flags, None)?;
     mount_new("sysfs", "/sys", flags, None)?;
     mount_new("cgroup2", CGROUP_MOUNT, flags, Some(c"nsdelegate"))?;
-    let cgroup_parent = cgroup::prepare_parent(Path::new(CGROUP_MOUNT), CGROUP_PARENT)?;
+    cgroup::enable_controllers(Path::new(CGROUP_MOUNT))?;
     set_parameters();
     loopback::bring_up().map_err(GuestError::step("bring the loopback interface up"))?;
     make_directories(STAGING)?;
@@ -158,7 +156,8 @@ pub fn prepare() -> Result<(OwnedFd, Environment, Share), GuestError> {
         share: PathBuf::from(SHARE),
         staging: PathBuf::from(STAGING),
         cgroup_mount: PathBuf::from(CGROUP_MOUNT),
-        cgroup_parent,
+        // Each level costs as much as a container's own cgroup does.
+        cgroup_parent: PathBuf::from(CGROUP_MOUNT),
     };
     Ok((listener, environment, share))
 }

@@ -55,6 +55,17 @@ fn processes_of_the_whole_subtree_are_listed() {
 }
 
 #[test]
+fn no_id_gets_the_name_of_a_file_or_of_another_id() {
+    let parent = tempfile::tempdir().unwrap();
+    fs::write(parent.path().join("cgroup.procs"), "").unwrap();
+    for id in ["cgroup.procs", "_cgroup.procs", "cgroup", "_", "_cgroup"] {
+        Cgroup::create(parent.path(), id, &files(&[])).unwrap();
+    }
+    let kind = fs::symlink_metadata(parent.path().join("cgroup.procs")).unwrap();
+    assert!(kind.is_file());
+}
+
+#[test]
 fn an_existing_cgroup_is_an_error() {
     let parent = tempfile::tempdir().unwrap();
     fs::create_dir(parent.path().join("c")).unwrap();

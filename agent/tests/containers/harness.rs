@@ -40,16 +40,16 @@ fn serve() {
     };
     let mount = cgroup_mount();
     let name = directory.file_name().unwrap().to_str().unwrap();
-    let environment = Environment {
-        executable: c"/proc/self/exe".into(),
-        share: directory.join("share"),
-        staging: directory.join("staging"),
-        cgroup_parent: cgroup::prepare_parent(&mount, name).unwrap(),
-        cgroup_mount: mount,
-    };
+    let parent = mount.join(name);
+    cgroup::enable_controllers(&mount).unwrap();
+    fs::create_dir(&parent).unwrap();
+    cgroup::enable_controllers(&parent).unwrap();
     let environment = Environment {
         executable: std::ffi::CString::new(env!("CARGO_BIN_EXE_lazaret-agent")).unwrap(),
-        ..environment
+        share: directory.join("share"),
+        staging: directory.join("staging"),
+        cgroup_parent: parent,
+        cgroup_mount: mount,
     };
     let listener = UnixListener::bind(directory.join("socket.new")).unwrap();
     fs::rename(directory.join("socket.new"), directory.join("socket")).unwrap();
