@@ -4,6 +4,7 @@
 //! host it starts.
 
 mod apt;
+mod bench;
 mod bundle;
 mod cache;
 mod dist;
@@ -58,6 +59,8 @@ enum Task {
     },
     /// Run all checks and tests; .ci/run calls exactly this.
     Test(test::Options),
+    /// Measure starts and memory beside runc, crun and QEMU, in instruction-counted time.
+    Bench(bench::Options),
     /// Make a tarball and a Debian package in target/lazaret/dist.
     Dist,
     /// Check the rules of style that a machine can check.
@@ -76,6 +79,7 @@ fn main() -> ExitCode {
         Task::Bundle { which } => products::build(&[])
             .and_then(|products| print_each(&which, |which| bundle::make(&products, which))),
         Task::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
+        Task::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Dist => dist::run().map(|()| ExitCode::SUCCESS),
         Task::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
     };

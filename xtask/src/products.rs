@@ -142,9 +142,6 @@ fn is_newer(source: &Path, made: &Path) -> Result<bool> {
     let source_time = fs::metadata(source)
         .and_then(|metadata| metadata.modified())
         .with_context(|| format!("reading {}", source.display()))?;
-    Ok(fs::metadata(made)
-        .and_then(|metadata| metadata.modified())
-        .is_ok_and(|time| time >= source_time)
-        .then_some(())
-        .is_none())
+    let made_time = fs::metadata(made).and_then(|metadata| metadata.modified());
+    Ok(made_time.map_or(true, |time| time < source_time))
 }
