@@ -18,7 +18,7 @@ pub mod end;
 pub mod memory;
 mod save;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use builder::BuildError;
 use builder::kvm;

@@ -6,7 +6,7 @@ use vm_memory::{Bytes, GuestAddress, GuestMemory};
 use super::{builder, memory};
 use crate::{boot, fds::FdError, virtio::mmio::SLOTS_START};
 
-mod guest;
+pub(crate) mod guest;
 mod state;
 mod virtio;
 

@@ -17,15 +17,15 @@ use crate::{
 };
 
 /// Guest memory of each test, in MiB.
-pub(super) const MEMORY_MIB: u64 = 16;
+pub(crate) const MEMORY_MIB: u64 = 16;
 /// Where code is loaded and entered.
-pub(super) const CODE: u64 = 0x10_0000;
+pub(crate) const CODE: u64 = 0x10_0000;
 const INTERRUPT_TABLE: usize = 0x1000;
 const SCRIPT: usize = 0x2000;
 /// Counts the interrupts a script's guest has had.
-pub(super) const INTERRUPTS: u64 = 0x10_3000;
+pub(crate) const INTERRUPTS: u64 = 0x10_3000;
 /// First interrupt vector of GSI 0 in scripts.
-pub(super) const VECTOR_START: u32 = 0x30;
+pub(crate) const VECTOR_START: u32 = 0x30;
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What runs a script:
@@ -63,7 +63,7 @@ const INTERRUPT_TABLE_POINTER: [u8; 6] = [0xff, 0x07, 0x00, 0x10, 0x10, 0x00];
 
 /// One step of a script; addresses are guest physical, accesses 32 bits wide.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Step {
+pub(crate) enum Step {
     /// Writes to memory or a register.
     Write(u32, u32),
     /// Reads from the first address and stores at the second.
@@ -79,7 +79,7 @@ pub(super) enum Step {
 }
 
 /// Steps that let GSI `gsi` interrupt the first vCPU.
-pub(super) fn enable_interrupt(gsi: u32) -> Vec<Step> {
+pub(crate) fn enable_interrupt(gsi: u32) -> Vec<Step> {
     let (select, window) = (0xfec0_0000, 0xfec0_0010);
     let entry = 0x10 + 2 * gsi;
     vec![
@@ -92,7 +92,7 @@ pub(super) fn enable_interrupt(gsi: u32) -> Vec<Step> {
 }
 
 /// A PVH kernel that performs `steps` and resets.
-pub(super) fn script(steps: &[Step]) -> File {
+pub(crate) fn script(steps: &[Step]) -> File {
     let mut code = vec![0; SCRIPT];
     code[..START.len()].copy_from_slice(&START);
     code[0x100..][..INTERRUPT_HANDLER.len()].copy_from_slice(&INTERRUPT_HANDLER);
@@ -118,7 +118,7 @@ pub(super) fn script(steps: &[Step]) -> File {
 }
 
 /// An ELF kernel of raw `code`, entered at its start: by PVH, or else in 64-bit mode.
-pub(super) fn kernel(code: &[u8], pvh: bool) -> File {
+pub(crate) fn kernel(code: &[u8], pvh: bool) -> File {
     let segments: u16 = if pvh { 2 } else { 1 };
     let mut image = Vec::new();
     image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
@@ -149,7 +149,7 @@ pub(super) fn kernel(code: &[u8], pvh: bool) -> File {
 }
 
 /// `/dev/kvm`. Without it none of these tests can say anything.
-pub(super) fn kvm() -> OwnedFd {
+pub(crate) fn kvm() -> OwnedFd {
     File::options()
         .read(true)
         .write(true)
@@ -159,7 +159,7 @@ pub(super) fn kvm() -> OwnedFd {
 }
 
 /// A configuration whose descriptors are those of [`fds`].
-pub(super) fn config(vcpus: u8, devices: Vec<DeviceConfig>) -> VmConfig {
+pub(crate) fn config(vcpus: u8, devices: Vec<DeviceConfig>) -> VmConfig {
     VmConfig {
         name: "test".into(),
         kvm: Fd(0),
@@ -176,17 +176,17 @@ pub(super) fn config(vcpus: u8, devices: Vec<DeviceConfig>) -> VmConfig {
 }
 
 /// `/dev/kvm` and `kernel`.
-pub(super) fn fds(kernel: File) -> Fds {
+pub(crate) fn fds(kernel: File) -> Fds {
     Fds::new(vec![kvm(), kernel.into()])
 }
 
 /// A VM with one vCPU that boots `kernel`.
-pub(super) fn boot(kernel: File, devices: Vec<DeviceConfig>) -> Result<Vm, BuildError> {
+pub(crate) fn boot(kernel: File, devices: Vec<DeviceConfig>) -> Result<Vm, BuildError> {
     builder::boot(&config(1, devices), &mut fds(kernel))
 }
 
 /// Waits for the end of `vm`. Panics after a minute.
-pub(super) fn wait(vm: &Vm) -> ExitReason {
+pub(crate) fn wait(vm: &Vm) -> ExitReason {
     let end = Instant::now() + DEADLINE;
     loop {
         if let Some(reason) = vm.end().reason() {
