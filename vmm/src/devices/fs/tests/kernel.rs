@@ -19,7 +19,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::{
+    mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_change, unmount},
+    thread::{UnshareFlags, unshare_unsafe},
+};
 use tempfile::TempDir;
 use vm_memory::{Bytes, GuestAddress};
 
@@ -85,8 +88,18 @@ fn carry(fuse: &File, driver: &MockDriver, ring: &mut Ring, index: usize) {
     }
 }
 
+/// Gives the calling thread mounts of its own: another process that copied its mounts at the
+/// wrong moment would keep the file system alive, and this test waiting for its end.
+fn own_mounts() -> rustix::io::Result<()> {
+    // SAFETY: no code relies on this thread sharing mounts or working directory with others.
+    unsafe { unshare_unsafe(UnshareFlags::NEWNS | UnshareFlags::FS) }?;
+    let private = MountPropagationFlags::REC | MountPropagationFlags::PRIVATE;
+    mount_change("/", private)
+}
+
 impl Mounted {
     fn new() -> Option<Self> {
+        own_mounts().ok()?;
         let (at, share) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let fuse = File::options()
             .read(true)
@@ -250,5 +263,56 @@ fn several_threads_at_once() {
             }
         });
         assert_eq!(snapshot(mounted.at.path()), snapshot(mounted.share.path()));
+    });
+}
+
+/// A default ACL, as the kernel stores it: version, then tag, permissions and id of each entry.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(permissions.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn default_acls_take_the_place_of_the_umask() {
+    const DEFAULT: &str = "system.posix_acl_default";
+    with_mount(|mounted| {
+        let none = u32::MAX;
+        let entries = [
+            (1, 7, none),
+            (2, 6, 1),
+            (4, 4, none),
+            (16, 6, none),
+            (32, 0, none),
+        ];
+        for root in [mounted.at.path(), mounted.share.path()] {
+            let dir = root.join(if root == mounted.at.path() { "a" } else { "b" });
+            fs::create_dir(&dir).unwrap();
+            let flags = rustix::fs::XattrFlags::empty();
+            if rustix::fs::setxattr(&dir, DEFAULT, &acl(&entries), flags).is_err() {
+                return;
+            }
+            let status = Command::new("sh")
+                .args([
+                    "-c",
+                    "umask 077; touch $0/file; mkdir $0/dir; umask 000; touch $0/open",
+                ])
+                .arg(&dir)
+                .status();
+            assert!(status.unwrap().success());
+        }
+        let modes = |name: &str| {
+            let directory = mounted.share.path().join(name);
+            ["file", "dir", "open"].map(|name| {
+                let meta = fs::metadata(directory.join(name)).unwrap();
+                meta.mode()
+            })
+        };
+        assert_eq!(modes("a"), modes("b"));
+        assert_eq!(modes("a")[0] & 0o777, 0o660);
     });
 }
