@@ -19,6 +19,8 @@ pub mod kick;
 pub mod msrs;
 pub mod regs;
 pub mod save;
+#[cfg(test)]
+mod tests;
 
 pub use exits::Counters;
 use kick::ImmediateExit;
