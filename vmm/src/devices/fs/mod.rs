@@ -23,6 +23,15 @@
 //! number of their own; numbers within are the host's. A mounted *file* cannot be announced: it
 //! shows a number from the upper half of the range, derived from device and inode.
 //!
+//! **Descriptors.** Each file in the guest's cache holds an `O_PATH` descriptor, up to half of
+//! `RLIMIT_NOFILE`; more are remembered by file handle, which takes `CAP_DAC_READ_SEARCH` and a
+//! file system that has them, or else the guest gets `ENFILE`.
+//!
+//! **What it needs of the process.** `/proc` of its own pid namespace. To serve as the root it
+//! is to its guest: `CAP_CHOWN`, `CAP_DAC_OVERRIDE`, `CAP_DAC_READ_SEARCH`, `CAP_FOWNER`,
+//! `CAP_FSETID`, `CAP_MKNOD`, `CAP_SETFCAP`, `CAP_SETGID`, `CAP_SETUID`. A worker unshares umask
+//! and working directory from the other threads when it first needs its own.
+//!
 //! **Known differences to the directory itself.** Locks are between the guest's processes only.
 //! `O_DIRECT` bypasses the guest's cache but not the host's. sync(2) and syncfs(2) reach the
 //! host's page cache, fsync(2) its disk. ioctls on files (`chattr`) are not passed. Setting an
