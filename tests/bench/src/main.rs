@@ -79,10 +79,11 @@ fn measure(options: &Options) -> Result<String> {
     for program in &options.runtime {
         let runtime = runtime::Runtime::new(program, scratch.path());
         eprintln!("measuring {}", runtime.name());
-        let figures = start::measure(&runtime, &scratch, options.runs)
+        let spec = runtime.default_spec(scratch.path())?;
+        let figures = start::measure(&runtime, &scratch, &spec, options.runs)
             .with_context(|| format!("measuring {}", runtime.name()))?;
         report.start.push(figures);
-        if let Some(figures) = memory::measure(&runtime, &scratch, options.idle_seconds)? {
+        if let Some(figures) = memory::measure(&runtime, &scratch, spec, options.idle_seconds)? {
             report.memory.push(figures);
         }
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::bundle::Scratch;
 use crate::runtime::{Runtime, run};
@@ -47,12 +48,12 @@ pub(crate) struct Figures {
 pub(crate) fn measure(
     runtime: &Runtime,
     scratch: &Scratch,
+    mut spec: Value,
     idle_seconds: u64,
 ) -> Result<Option<Figures>> {
     if runtime.name() != "lazaret" {
         return Ok(None);
     }
-    let mut spec = runtime.default_spec(scratch.path())?;
     spec["annotations"]["io.lazaret.vm.memory_mib"] = GUEST_MIB.to_string().into();
     let bundle = scratch.bundle("memory", &spec, &["/bin/sleep", "100000"])?;
     run(&mut runtime.verb(&["run", "--detach", "--bundle", &bundle.to_string_lossy(), ID]))?;
@@ -85,12 +86,18 @@ fn sandbox_processes(runtime: &Runtime) -> Result<Vec<u64>> {
         .as_u64()
         .context("state shows no pid")?;
     let mut pids = vec![monitor];
-    let children = fs::read_to_string(format!("/proc/{monitor}/task/{monitor}/children"))?;
-    pids.extend(
-        children
-            .split_whitespace()
-            .filter_map(|pid| pid.parse::<u64>().ok()),
-    );
+    for entry in fs::read_dir("/proc")? {
+        let name = entry?.file_name();
+        let Some(pid) = name.to_str().and_then(|name| name.parse::<u64>().ok()) else {
+            continue;
+        };
+        // A process may end between the listing and this.
+        if let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status"))
+            && number(&status, "PPid:") == Some(monitor)
+        {
+            pids.push(pid);
+        }
+    }
     Ok(pids)
 }
 
@@ -131,19 +138,19 @@ fn wakeups(pids: &[u64]) -> Result<u64> {
     for pid in pids {
         for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
             let status = fs::read_to_string(thread?.path().join("status"))?;
-            let field = |name: &str| {
-                status
-                    .lines()
-                    .find_map(|line| line.strip_prefix(name))
-                    .map(str::trim)
-            };
-            if field("Name:").is_some_and(|name| name.starts_with("vcpu")) {
+            if status.starts_with("Name:\tvcpu") {
                 continue;
             }
-            sum += field("voluntary_ctxt_switches:")
-                .and_then(|count| count.parse::<u64>().ok())
-                .unwrap_or(0);
+            sum += number(&status, "voluntary_ctxt_switches:").unwrap_or(0);
         }
     }
     Ok(sum)
+}
+
+/// The number behind `name` in a `status` file of `/proc`.
+fn number(status: &str, name: &str) -> Option<u64> {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|value| value.trim().parse().ok())
 }

@@ -6,6 +6,7 @@ use anyhow::Result;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Serialize;
+use serde_json::Value;
 
 use crate::bundle::Scratch;
 use crate::runtime::{Runtime, run};
@@ -54,9 +55,13 @@ impl Spread {
 ///
 /// # Errors
 /// If a verb fails: a time of a failure is no time.
-pub(crate) fn measure(runtime: &Runtime, scratch: &Scratch, runs: u32) -> Result<Figures> {
-    let spec = runtime.default_spec(scratch.path())?;
-    let bundle = scratch.bundle("true", &spec, &["/bin/true"])?;
+pub(crate) fn measure(
+    runtime: &Runtime,
+    scratch: &Scratch,
+    spec: &Value,
+    runs: u32,
+) -> Result<Figures> {
+    let bundle = scratch.bundle("true", spec, &["/bin/true"])?;
     let bundle = bundle.to_string_lossy();
     let mut seconds = Vec::new();
     for _ in 0..=runs {
@@ -64,7 +69,7 @@ pub(crate) fn measure(runtime: &Runtime, scratch: &Scratch, runs: u32) -> Result
         run(&mut runtime.verb(&["run", "--bundle", &bundle, ID]))?;
         seconds.push(started.elapsed().as_secs_f64());
     }
-    let idle = scratch.bundle("idle", &spec, &["/bin/sleep", "100000"])?;
+    let idle = scratch.bundle("idle", spec, &["/bin/sleep", "100000"])?;
     let idle = idle.to_string_lossy();
     let mut verbs: Vec<Vec<f64>> = vec![Vec::new(); VERBS.len()];
     for _ in 0..=runs {
