@@ -30,11 +30,11 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     /// The host side.
     pub(crate) run: fn(&Test) -> Result<()>,
-    /// Whether it runs only with `--full`.
-    pub(crate) full: bool,
     /// Whether no other case may run beside it.
     pub(crate) alone: bool,
-    /// Seconds after which it has failed.
+    /// Whether it needs what `lazaret-e2e prepare` makes.
+    pub(crate) userland: bool,
+    /// Seconds after which it has failed, on a machine that is not loaded.
     pub(crate) timeout_s: u64,
     /// Runtimes that it runs under.
     pub(crate) kinds: &'static [Kind],
@@ -48,23 +48,23 @@ impl Case {
         Self {
             name,
             run,
-            full: false,
             alone: false,
+            userland: false,
             timeout_s: 120,
             kinds: &[Kind::Runc, Kind::Crun, Kind::Lazaret],
             reason: "",
         }
     }
 
-    /// Runs only with `--full`: it costs minutes in the emulated host.
-    pub(crate) const fn full(mut self) -> Self {
-        self.full = true;
-        self
-    }
-
     /// Runs with nothing beside it: it measures, or fills the machine.
     pub(crate) const fn alone(mut self) -> Self {
         self.alone = true;
+        self
+    }
+
+    /// Works in the Debian userland.
+    pub(crate) const fn userland(mut self) -> Self {
+        self.userland = true;
         self
     }
 
@@ -100,6 +100,8 @@ pub(crate) struct Test {
     pub(crate) tag: String,
     /// Whether `--full` was given.
     pub(crate) full: bool,
+    /// Where `lazaret-e2e prepare` put what it made.
+    pub(crate) assets: PathBuf,
     /// The suite's binary, on the same file system as `directory`.
     pub(crate) probe: PathBuf,
     /// How many bundles were made.

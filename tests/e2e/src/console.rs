@@ -5,13 +5,12 @@ use std::{
     mem::MaybeUninit,
     os::unix::net::UnixListener,
     path::{Path, PathBuf},
-    time::Instant,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 
-use crate::dialogue::{Dialogue, TIMEOUT, readable};
+use crate::dialogue::{Dialogue, deadline, readable};
 
 /// A listening console socket.
 pub(crate) struct ConsoleSocket {
@@ -31,7 +30,7 @@ impl ConsoleSocket {
 
     /// Takes the terminal that the runtime sends.
     pub(crate) fn terminal(&self) -> Result<Dialogue> {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = deadline();
         ensure!(
             readable(&self.listener, deadline)?,
             "nobody came to the console socket"

@@ -14,8 +14,12 @@ use rustix::{
     termios::{Winsize, tcsetwinsize},
 };
 
-/// Longest wait for a text.
-pub(crate) const TIMEOUT: Duration = Duration::from_secs(60);
+/// When a wait that starts now is over.
+pub(crate) fn deadline() -> Instant {
+    Instant::now() + patience::of(Duration::from_secs(60))
+}
+
+use crate::patience;
 
 /// The caller's side of a pty or a pipe.
 pub(crate) struct Dialogue {
@@ -59,7 +63,7 @@ impl Dialogue {
 
     /// Reads until `text` has appeared; it and what came before it are forgotten.
     pub(crate) fn expect(&mut self, text: &str) -> Result<()> {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = deadline();
         loop {
             if let Some(at) = self.seen.find(text) {
                 self.seen.drain(..at + text.len());
@@ -76,7 +80,7 @@ impl Dialogue {
 
     /// Reads to the end and returns what was not forgotten.
     pub(crate) fn rest(mut self) -> Result<String> {
-        let deadline = Instant::now() + TIMEOUT;
+        let deadline = deadline();
         while readable(&self.file, deadline)? {
             if !self.read()? {
                 return Ok(self.seen);

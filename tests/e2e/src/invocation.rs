@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use crate::patience;
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -185,11 +186,6 @@ impl Running {
         kill_process(self.pid(), signal).with_context(|| format!("cannot signal {}", self.line))
     }
 
-    /// Standard output so far, if it is captured.
-    pub(crate) fn stdout_so_far(&self) -> Result<String> {
-        contents(&self.captured[0])
-    }
-
     /// Waits for its end, at most until its deadline.
     pub(crate) fn wait(mut self) -> Result<Output> {
         if !ends_within(
@@ -212,16 +208,15 @@ impl Running {
             status,
             stdout: contents(&self.captured[0])?,
             stderr: contents(&self.captured[1])?,
-            elapsed: self.started.elapsed(),
         })
     }
 }
 
-/// Whether a child process ends within `timeout`; it is left for the caller to reap.
+/// Whether a process ends within `timeout`, stretched; it is left for the caller to reap.
 pub(crate) fn ends_within(pid: Pid, timeout: Duration) -> Result<bool> {
     let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
     let mut descriptors = [PollFd::new(&descriptor, PollFlags::IN)];
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + patience::of(timeout);
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match poll(&mut descriptors, Some(&Timespec::try_from(left)?)) {
@@ -253,8 +248,6 @@ pub(crate) struct Output {
     pub(crate) stdout: String,
     /// Captured standard error.
     pub(crate) stderr: String,
-    /// How long it took.
-    pub(crate) elapsed: Duration,
 }
 
 impl Output {

@@ -22,6 +22,7 @@ use crate::{
     case::Test,
     cases, host,
     leaks::{self, Snapshot},
+    patience,
     runtime::{Kind, Runtime},
 };
 
@@ -38,10 +39,16 @@ pub(crate) struct Request {
     pub(crate) directory: PathBuf,
     /// See [`Test::probe`].
     pub(crate) probe: PathBuf,
+    /// See [`Test::assets`].
+    pub(crate) assets: PathBuf,
+    /// Directories that the case gets empty and for itself.
+    pub(crate) private: Vec<String>,
     /// See [`Test::tag`].
     pub(crate) tag: String,
     /// See [`Test::full`].
     pub(crate) full: bool,
+    /// What every deadline is multiplied by.
+    pub(crate) patience: u32,
 }
 
 /// What it answers on standard output: nothing is wrong, or what is.
@@ -49,20 +56,21 @@ pub(crate) struct Request {
 pub(crate) struct Verdict {
     /// Why the case failed.
     pub(crate) failure: Option<String>,
-    /// What the case measured or otherwise wants to be shown.
+    /// What it left behind.
     pub(crate) leaks: Vec<String>,
 }
 
 /// Runs one case and prints its [`Verdict`].
 pub(crate) fn main(request: &str) -> Result<ExitCode> {
     let request: Request = serde_json::from_str(request).context("cannot read the request")?;
-    isolate().context("cannot isolate the case")?;
+    patience::set(request.patience);
+    isolate(&request.private).context("cannot isolate the case")?;
     let verdict = run(&request)?;
     println!("{}", serde_json::to_string(&verdict)?);
     Ok(ExitCode::SUCCESS)
 }
 
-fn isolate() -> Result<()> {
+fn isolate(private: &[String]) -> Result<()> {
     // With no argument the kernel asks only whether a pid is given: any makes it a subreaper.
     rustix::process::set_child_subreaper(Some(Pid::INIT))?;
     nix::sched::unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET)?;
@@ -70,7 +78,7 @@ fn isolate() -> Result<()> {
         "/",
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )?;
-    for &directory in leaks::PRIVATE_DIRECTORIES {
+    for directory in private {
         mount(
             "tmpfs",
             directory,
@@ -103,10 +111,15 @@ fn run(request: &Request) -> Result<Verdict> {
         tag: request.tag.clone(),
         full: request.full,
         probe: request.probe.clone(),
+        assets: request.assets.clone(),
         bundles: Cell::new(0),
     };
     let before = Snapshot::take()?;
-    let outcome = guarded(test, case.run, Duration::from_secs(case.timeout_s));
+    let outcome = guarded(
+        test,
+        case.run,
+        patience::of(Duration::from_secs(case.timeout_s)),
+    );
     let verdict = match outcome {
         Ok(()) => Verdict {
             failure: None,

@@ -20,14 +20,15 @@ use crate::{
 /// How long a process may still be about to end after the last command of a case returned.
 const GRACE: Duration = Duration::from_secs(3);
 
-/// Directories that only this case sees.
-pub(crate) const PRIVATE_DIRECTORIES: &[&str] = &["/tmp", "/run", "/dev/shm"];
+/// Directories that are watched. A case has them for itself, if nothing it needs lies there.
+pub(crate) const WATCHED_DIRECTORIES: &[&str] = &["/tmp", "/run", "/dev/shm"];
 
 /// The state before a case.
 pub(crate) struct Snapshot {
     mounts: Vec<String>,
     links: Vec<String>,
     descriptors: usize,
+    files: Vec<String>,
 }
 
 impl Snapshot {
@@ -37,6 +38,7 @@ impl Snapshot {
             mounts: host::mounts()?,
             links: host::links()?,
             descriptors: host::open_descriptors(own_pid())?,
+            files: files(),
         })
     }
 
@@ -53,10 +55,12 @@ impl Snapshot {
                 .iter()
                 .map(|path| format!("cgroup {path}")),
         );
-        for directory in PRIVATE_DIRECTORIES {
-            leaks.extend(files(Path::new(directory)));
-        }
-        leaks.extend(files(state_root));
+        leaks.extend(added(&self.files, &files(), "file"));
+        leaks.extend(
+            host::tree(state_root)
+                .iter()
+                .map(|path| format!("file {path}")),
+        );
         let descriptors = host::open_descriptors(own_pid())?;
         if descriptors > self.descriptors {
             leaks.push(format!(
@@ -68,14 +72,17 @@ impl Snapshot {
     }
 }
 
-/// Empty directories directly in `/run` are a runtime's default state root and stay, as runc's do.
-fn files(directory: &Path) -> impl Iterator<Item = String> {
-    let in_run = directory == Path::new("/run");
-    host::tree(directory).into_iter().filter_map(move |path| {
-        let top = Path::new(&path).parent() == Some(Path::new("/run"));
-        let spared = in_run && top && Path::new(&path).is_dir();
-        (!spared).then(|| format!("file {path}"))
-    })
+/// Everything in the watched directories. Directories directly in `/run` are state roots that a
+/// runtime makes and keeps, as runc does.
+fn files() -> Vec<String> {
+    WATCHED_DIRECTORIES
+        .iter()
+        .flat_map(|directory| host::tree(Path::new(directory)))
+        .filter(|path| {
+            let path = Path::new(path);
+            path.parent() != Some(Path::new("/run")) || !path.is_dir()
+        })
+        .collect()
 }
 
 fn own_pid() -> i32 {

@@ -1,7 +1,7 @@
 //! `lazaret-e2e`: end-to-end cases that run against `runc`, `crun` or `lazaret`.
 //!
 //! The same static binary is several programs: the suite (what a person or `cargo xtask test`
-//! calls), `case` (one case in its own namespaces, started by the suite) and `probe` (the guest
+//! calls), `prepare` (makes what some cases need), `case` (one case in its own namespaces, started by the suite) and `probe` (the guest
 //! side of a case, hard-linked into the container), and the `/init` of a
 //! guest that never answers. It must know the runtimes only through their
 //! command line: it links no other crate of the project.
@@ -17,6 +17,8 @@ mod host;
 mod invocation;
 mod isolation;
 mod leaks;
+mod patience;
+mod prepare;
 mod probe;
 mod runtime;
 mod suite;
@@ -54,6 +56,11 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         && mode == "case"
     {
         return isolation::main(request);
+    }
+    if let [_, mode, rest @ ..] = arguments
+        && mode == "prepare"
+    {
+        return prepare::main(rest);
     }
     suite::Options::parse_from(arguments).run()
 }

@@ -25,6 +25,7 @@ use crate::{
     cases,
     invocation::ends_within,
     isolation::{Request, Verdict},
+    leaks, prepare,
     runtime::Kind,
 };
 
@@ -41,12 +42,18 @@ pub(crate) struct Options {
     /// Only cases whose `topic::name` contains this; may be repeated.
     #[arg(long = "filter")]
     filters: Vec<String>,
-    /// Also cases that cost minutes, and full sizes in the others.
+    /// Full sizes: streams of 256 MiB, 100 containers in a row, a minute of idling.
     #[arg(long)]
     full: bool,
     /// Cases that run at the same time.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
+    /// Multiply every deadline by this, on a machine that is slow or busy.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
+    patience: u32,
+    /// Directory with what `lazaret-e2e prepare` made.
+    #[arg(long, default_value_os_t = prepare::default_directory())]
+    assets: PathBuf,
     /// Print the cases and what they need instead of running them.
     #[arg(long)]
     list: bool,
@@ -155,7 +162,13 @@ impl Options {
         if !job.case.kinds.contains(&job.kind) {
             return Some(job.case.reason.to_owned());
         }
-        (job.case.full && !self.full).then(|| "only with --full".to_owned())
+        if job.case.userland && !prepare::is_complete(&self.assets) {
+            return Some(format!(
+                "`lazaret-e2e prepare` has not filled {}",
+                self.assets.display()
+            ));
+        }
+        None
     }
 
     /// A tmpfs of our own, with the suite's binary in it so that bundles can link to it.
@@ -265,10 +278,13 @@ impl Options {
             program: job.program.clone(),
             directory: directory.clone(),
             probe: self.probe(),
+            private: private_directories(&job.program),
             tag: format!("e2e-{}-{}-", std::process::id(), job.number),
             full: self.full,
+            patience: self.patience,
+            assets: self.assets.clone(),
         };
-        let limit = Duration::from_secs(job.case.timeout_s) + CLEANUP;
+        let limit = (Duration::from_secs(job.case.timeout_s) + CLEANUP) * self.patience;
         let verdict = ask(&request, limit);
         fs::remove_dir_all(&directory)
             .with_context(|| format!("cannot remove {}", directory.display()))?;
@@ -306,6 +322,21 @@ impl Options {
         );
         Ok(ExitCode::from(u8::from(failed > 0)))
     }
+}
+
+/// The watched directories in which neither the runtime nor its configuration lies.
+fn private_directories(program: &Path) -> Vec<String> {
+    let configuration = std::env::var_os("LAZARET_CONFIG").map(PathBuf::from);
+    let needed = |directory: &str| {
+        program.starts_with(directory)
+            || configuration
+                .as_ref()
+                .is_some_and(|path| path.starts_with(directory))
+    };
+    let private = leaks::WATCHED_DIRECTORIES
+        .iter()
+        .filter(|directory| !needed(directory));
+    private.map(|&directory| directory.to_owned()).collect()
 }
 
 fn ask(request: &Request, limit: Duration) -> Result<Verdict> {

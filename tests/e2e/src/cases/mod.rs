@@ -1,6 +1,8 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
 mod cleanup;
+mod crash;
+mod devices;
 mod errors;
 mod exec;
 mod exit;
@@ -8,7 +10,9 @@ mod lifecycle;
 mod mounts;
 mod process;
 mod pty;
+mod rootfs;
 mod scale;
+mod shell;
 mod signals;
 mod stdio;
 mod vm;
@@ -24,10 +28,13 @@ const TOPICS: &[&Topic] = &[
     &exec::TOPIC,
     &process::TOPIC,
     &mounts::TOPIC,
+    &devices::TOPIC,
     &errors::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
+    &crash::TOPIC,
     &scale::TOPIC,
+    &rootfs::TOPIC,
 ];
 
 /// Every case with its full name.

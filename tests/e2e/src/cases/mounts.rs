@@ -1,22 +1,16 @@
-//! Mounts, devices and hidden paths: what the container's file system looks like from inside, and
-//! what of it the host sees.
+//! Mounts: what the container's file system looks like from inside, and what of it the host sees.
 
-use std::{
-    fs,
-    io::{Read as _, Write as _},
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _, symlink},
-    path::Path,
-};
+use std::{fs, io::Write as _, os::unix::fs::symlink};
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use rustix::{
     fs::{CWD, FileType, Mode, mknodat},
     mount::{MountFlags, mount},
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
+use super::shell::{EACCES, ENOENT, ENOSPC, EROFS, commands, perform_in, shell};
 use crate::{
-    bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
     runtime::Kind,
 };
@@ -45,47 +39,12 @@ const CASES: &[Case] = &[
         &[Kind::Crun, Kind::Lazaret],
         "runc takes the mode of the directory below",
     ),
-    case!(terminals_are_its_own),
     case!(read_only_root),
     case!(writable_root_is_the_host_s),
-    case!(masked_paths).only(
-        &[Kind::Runc, Kind::Lazaret],
-        "what crun puts over a directory is writable",
-    ),
-    case!(read_only_paths),
-    case!(default_devices),
-    case!(more_devices),
-    case!(devices_are_denied),
-    case!(links_in_dev),
     case!(large_files),
 ];
 
 const PROBES: &[(&str, Probe)] = &[("sh", shell), ("copy-file", copy_file)];
-
-/// A few commands on files, one argument each, in the place of a shell: `verb path [text]`. Prints
-/// a JSON array with what each said: its result, or the error's number as `errno N`.
-fn shell(arguments: &[String]) -> Result<u8> {
-    let mut said = Vec::new();
-    for line in arguments {
-        let mut words = line.splitn(3, ' ');
-        let verb = words.next().context("an empty command")?;
-        let path = words.next().context("a command without a path")?;
-        said.push(
-            match perform(verb, Path::new(path), words.next().unwrap_or_default()) {
-                Ok(value) => value,
-                Err(error) => match error
-                    .downcast_ref::<std::io::Error>()
-                    .and_then(std::io::Error::raw_os_error)
-                {
-                    Some(number) => json!(format!("errno {number}")),
-                    None => bail!(error),
-                },
-            },
-        );
-    }
-    println!("{}", Value::from(said));
-    Ok(0)
-}
 
 /// Copies one file to another.
 fn copy_file(arguments: &[String]) -> Result<u8> {
@@ -95,117 +54,6 @@ fn copy_file(arguments: &[String]) -> Result<u8> {
     std::io::copy(&mut fs::File::open(from)?, &mut fs::File::create(to)?)?;
     Ok(0)
 }
-
-fn perform(verb: &str, path: &Path, text: &str) -> Result<Value> {
-    Ok(match verb {
-        "read" => json!(fs::read_to_string(path)?),
-        "write" => {
-            fs::write(path, text)?;
-            json!("done")
-        }
-        "fill" => {
-            fs::write(path, vec![b'x'; text.parse::<usize>()? << 10])?;
-            json!("done")
-        }
-        "take" => {
-            let mut bytes = vec![0; text.parse()?];
-            fs::File::open(path)?.read_exact(&mut bytes)?;
-            json!(bytes.iter().filter(|&&byte| byte != 0).count())
-        }
-        "list" => {
-            let mut names = Vec::new();
-            for entry in fs::read_dir(path)? {
-                names.push(entry?.file_name().to_string_lossy().into_owned());
-            }
-            names.sort_unstable();
-            json!(names)
-        }
-        "remove" => {
-            fs::remove_file(path)?;
-            json!("done")
-        }
-        "link" => json!(fs::read_link(path)?),
-        "mount" => json!(mount_at(path)?),
-        "device" => json!(device(path)?),
-        "run" => json!(
-            std::process::Command::new(path)
-                .arg("probe")
-                .status()?
-                .code()
-        ),
-        "mknod" => {
-            let device = rustix::fs::makedev(8, 0);
-            mknodat(CWD, path, FileType::BlockDevice, Mode::RUSR, device)
-                .map_err(std::io::Error::from)?;
-            json!("done")
-        }
-        _ => bail!("there is no verb {verb}"),
-    })
-}
-
-/// Type and options of the topmost mount at `path`; the mount's own and the file system's.
-fn mount_at(path: &Path) -> Result<String> {
-    let text = fs::read_to_string("/proc/self/mountinfo")?;
-    let line = text.lines().rev().find(|line| {
-        line.split(' ')
-            .nth(4)
-            .is_some_and(|point| Path::new(point) == path)
-    });
-    let Some((left, right)) = line.and_then(|line| line.split_once(" - ")) else {
-        return Ok("none".to_owned());
-    };
-    let kind = right.split(' ').next().unwrap_or_default();
-    let options = left.split(' ').nth(5).unwrap_or_default();
-    let own = right.rsplit(' ').next().unwrap_or_default();
-    Ok(format!("{kind} {options},{own}"))
-}
-
-/// Kind, numbers, mode and owner of a device node.
-fn device(path: &Path) -> Result<String> {
-    let data = fs::symlink_metadata(path)?;
-    let kind = match data.file_type() {
-        kind if kind.is_char_device() => 'c',
-        kind if kind.is_block_device() => 'b',
-        kind if kind.is_fifo() => 'p',
-        _ => '-',
-    };
-    let (major, minor) = (
-        rustix::fs::major(data.rdev()),
-        rustix::fs::minor(data.rdev()),
-    );
-    let mode = data.permissions().mode() & 0o7777;
-    Ok(format!(
-        "{kind} {major}:{minor} {mode:o} {}:{}",
-        data.uid(),
-        data.gid()
-    ))
-}
-
-/// A bundle that performs these commands.
-fn commands(test: &Test, lines: &[&str]) -> Result<Bundle> {
-    test.bundle("sh", lines)
-}
-
-/// Runs the commands and demands what each says; `expected` lists pairs of line and result.
-fn perform_in(test: &Test, bundle: &mut Bundle, expected: &[(&str, Value)]) -> Result<()> {
-    let lines: Vec<&str> = expected.iter().map(|(line, _)| *line).collect();
-    bundle.probe("sh", &lines);
-    let said = test.runtime.run(bundle)?.succeed()?.json()?;
-    for (at, (line, value)) in expected.iter().enumerate() {
-        ensure!(
-            said[at] == *value,
-            "`{line}` said {}, expected {value}",
-            said[at]
-        );
-    }
-    Ok(())
-}
-
-const EPERM: &str = "errno 1";
-const ENOENT: &str = "errno 2";
-const EACCES: &str = "errno 13";
-const ENOSPC: &str = "errno 28";
-const EROFS: &str = "errno 30";
 
 fn standard_mounts(test: &Test) -> Result<()> {
     let mounts = [
@@ -473,21 +321,6 @@ fn tmpfs_mode_and_owner(test: &Test) -> Result<()> {
     )
 }
 
-fn terminals_are_its_own(test: &Test) -> Result<()> {
-    let mut bundle = commands(test, &[])?;
-    perform_in(
-        test,
-        &mut bundle,
-        &[
-            ("list /dev/pts", json!(["ptmx"])),
-            ("link /dev/ptmx", json!("pts/ptmx")),
-            ("write /dev/mqueue/queue", json!("done")),
-            ("list /dev/mqueue", json!(["queue"])),
-            ("write /dev/shm/file x", json!("done")),
-        ],
-    )
-}
-
 fn read_only_root(test: &Test) -> Result<()> {
     let mut bundle = commands(test, &[])?;
     bundle.set("/root/readonly", json!(true));
@@ -522,129 +355,6 @@ fn writable_root_is_the_host_s(test: &Test) -> Result<()> {
         "the removed file is on the host"
     );
     Ok(())
-}
-
-fn masked_paths(test: &Test) -> Result<()> {
-    let mut bundle = commands(test, &[])?;
-    bundle.set(
-        "/linux/maskedPaths",
-        json!([
-            "/proc/version",
-            "/proc/sys/kernel",
-            "/etc/passwd",
-            "/not/there"
-        ]),
-    );
-    perform_in(
-        test,
-        &mut bundle,
-        &[
-            ("read /proc/version", json!("")),
-            ("list /proc/sys/kernel", json!([])),
-            ("write /proc/sys/kernel/x x", json!(EROFS)),
-            ("read /etc/passwd", json!("")),
-            ("read /not/there", json!(ENOENT)),
-        ],
-    )
-}
-
-fn read_only_paths(test: &Test) -> Result<()> {
-    let mut bundle = commands(test, &[])?;
-    bundle.set(
-        "/linux/readonlyPaths",
-        json!(["/proc/sys", "/etc", "/work", "/not/there"]),
-    );
-    perform_in(
-        test,
-        &mut bundle,
-        &[
-            ("write /proc/sys/kernel/msgmax 8192", json!(EROFS)),
-            ("write /etc/passwd x", json!(EROFS)),
-            ("write /work/file x", json!(EROFS)),
-            ("write /data/file x", json!("done")),
-        ],
-    )
-}
-
-fn default_devices(test: &Test) -> Result<()> {
-    let mut bundle = commands(test, &[])?;
-    perform_in(
-        test,
-        &mut bundle,
-        &[
-            ("device /dev/null", json!("c 1:3 666 0:0")),
-            ("device /dev/zero", json!("c 1:5 666 0:0")),
-            ("device /dev/full", json!("c 1:7 666 0:0")),
-            ("device /dev/random", json!("c 1:8 666 0:0")),
-            ("device /dev/urandom", json!("c 1:9 666 0:0")),
-            ("device /dev/tty", json!("c 5:0 666 0:0")),
-            ("read /dev/null", json!("")),
-            ("write /dev/null x", json!("done")),
-            ("take /dev/zero 1000", json!(0)),
-            ("write /dev/full x", json!(ENOSPC)),
-        ],
-    )?;
-    bundle.probe("sh", &["take /dev/urandom 1000"]);
-    let said = test.runtime.run(&bundle)?.succeed()?.json()?;
-    ensure!(
-        said[0].as_u64().is_some_and(|set| set > 900),
-        "urandom gave {said}"
-    );
-    Ok(())
-}
-
-fn more_devices(test: &Test) -> Result<()> {
-    let mut bundle = commands(test, &[])?;
-    bundle.set(
-        "/linux/devices",
-        json!([
-            { "path": "/dev/empty", "type": "c", "major": 1, "minor": 3, "fileMode": 0o644, "uid": 3, "gid": 4 },
-            { "path": "/dev/below/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666 },
-            { "path": "/dev/pipe", "type": "p", "major": 0, "minor": 0, "fileMode": 0o600 },
-        ]),
-    );
-    perform_in(
-        test,
-        &mut bundle,
-        &[
-            ("device /dev/empty", json!("c 1:3 644 3:4")),
-            ("read /dev/empty", json!("")),
-            ("device /dev/below/zero", json!("c 1:5 666 0:0")),
-            ("device /dev/pipe", json!("p 0:0 600 0:0")),
-        ],
-    )
-}
-
-/// The default rules of the bundle deny every device but the standard ones.
-fn devices_are_denied(test: &Test) -> Result<()> {
-    let mut bundle = commands(test, &[])?;
-    bundle.set(
-        "/linux/devices",
-        json!([{ "path": "/dev/kmsg", "type": "c", "major": 1, "minor": 11, "fileMode": 0o666 }]),
-    );
-    perform_in(
-        test,
-        &mut bundle,
-        &[
-            ("read /dev/kmsg", json!(EPERM)),
-            ("mknod /work/disk", json!("done")),
-            ("read /work/disk", json!(EPERM)),
-        ],
-    )
-}
-
-fn links_in_dev(test: &Test) -> Result<()> {
-    let mut bundle = commands(test, &[])?;
-    perform_in(
-        test,
-        &mut bundle,
-        &[
-            ("link /dev/fd", json!("/proc/self/fd")),
-            ("link /dev/stdin", json!("/proc/self/fd/0")),
-            ("link /dev/stdout", json!("/proc/self/fd/1")),
-            ("link /dev/stderr", json!("/proc/self/fd/2")),
-        ],
-    )
 }
 
 /// Larger than any buffer on the way, both directions, unchanged.

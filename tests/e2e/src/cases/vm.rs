@@ -1,5 +1,5 @@
-//! The virtual machine behind a container: what happens when it cannot start, does not answer, or
-//! dies. For lazaret only.
+//! The virtual machine behind a container: its size, and what happens when it cannot start or does
+//! not answer. For lazaret only.
 
 use std::{
     fs,
@@ -9,10 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use rustix::{
-    mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change},
-    process::{Pid, Signal, kill_process},
-};
+use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_bind, mount_change};
 use serde_json::json;
 use toml::{Table, Value};
 
@@ -20,7 +17,6 @@ use super::errors::check;
 use crate::{
     bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
-    dialogue::Dialogue,
     host,
     invocation::Invocation,
     runtime::Kind,
@@ -32,8 +28,8 @@ pub(crate) const TOPIC: Topic = Topic {
     probes: PROBES,
 };
 
-const LAZARET: &[Kind] = &[Kind::Lazaret];
-const REASON: &str = "about virtual machines";
+pub(super) const LAZARET: &[Kind] = &[Kind::Lazaret];
+pub(super) const REASON: &str = "about virtual machines";
 
 const CASES: &[Case] = &[
     case!(files_are_missing).only(LAZARET, REASON),
@@ -43,15 +39,6 @@ const CASES: &[Case] = &[
     case!(memory_is_too_small).only(LAZARET, REASON),
     case!(configuration_is_wrong).only(LAZARET, REASON),
     case!(guest_never_answers).only(LAZARET, REASON),
-    case!(guest_resets_itself).only(LAZARET, REASON),
-    case!(vmm_is_killed).only(LAZARET, REASON),
-    case!(vmm_is_killed_before_start).only(LAZARET, REASON),
-    case!(monitor_is_killed).only(LAZARET, REASON),
-    case!(monitor_and_vmm_are_killed).only(LAZARET, REASON),
-    case!(run_is_killed).only(LAZARET, REASON),
-    case!(create_is_killed_at_any_moment)
-        .only(LAZARET, REASON)
-        .timeout_s(400),
     case!(size_follows_the_configuration).only(LAZARET, REASON),
     case!(the_kernel_is_another).only(LAZARET, REASON),
     case!(idle_machine_does_nothing)
@@ -59,14 +46,7 @@ const CASES: &[Case] = &[
         .alone(),
 ];
 
-const PROBES: &[(&str, Probe)] = &[("reset", reset), ("machine", machine)];
-
-/// Restarts the machine, as a process of the guest's first pid namespace can.
-fn reset(_: &[String]) -> Result<u8> {
-    println!("ready");
-    nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT)?;
-    Ok(0)
-}
+const PROBES: &[(&str, Probe)] = &[("machine", machine)];
 
 /// Says how much memory and how many processors there are, and the kernel's release.
 fn machine(_: &[String]) -> Result<u8> {
@@ -291,161 +271,6 @@ fn entry(
     bytes.extend_from_slice(content);
     bytes.resize(bytes.len().next_multiple_of(4), 0);
     out.write_all(&bytes)?;
-    Ok(())
-}
-
-/// A container without a pid namespace of its own may restart its machine, which ends it.
-fn guest_resets_itself(test: &Test) -> Result<()> {
-    let mut bundle = test.bundle("reset", &[])?;
-    let set = json!(["CAP_SYS_BOOT"]);
-    bundle.set(
-        "/process/capabilities",
-        json!({ "bounding": set, "permitted": set, "effective": set }),
-    );
-    if let Some(namespaces) = bundle.config["linux"]["namespaces"].as_array_mut() {
-        namespaces.retain(|namespace| namespace["type"] != "pid");
-    }
-    let output = test.runtime.run(&bundle)?.output()?;
-    ensure!(
-        output.stdout == "ready\n",
-        "the probe said {:?}",
-        output.stdout
-    );
-    ensure!(!output.status.success(), "run succeeded");
-    ensure!(!output.stderr.is_empty(), "run said nothing");
-    Ok(())
-}
-
-/// The VMM processes of this case.
-fn vmms() -> Result<Vec<Pid>> {
-    let own = rustix::process::getpid().as_raw_nonzero().get();
-    let all = host::descendants(own)?;
-    Ok(all
-        .iter()
-        // The kernel keeps 15 characters of a name.
-        .filter(|process| process.name.starts_with("lazaret-vmm") && process.state != 'Z')
-        .filter_map(|process| Pid::from_raw(process.pid))
-        .collect())
-}
-
-/// The one VMM process of this case.
-fn vmm() -> Result<Pid> {
-    let all = vmms()?;
-    ensure!(all.len() == 1, "there are {} VMM processes", all.len());
-    Ok(all[0])
-}
-
-/// A running container's `run`, once its process has said that it runs.
-fn running(test: &Test, bundle: &Bundle) -> Result<crate::invocation::Running> {
-    let (reader, writer) = std::io::pipe()?;
-    let running = test.runtime.run(bundle)?.stdout(writer).spawn()?;
-    Dialogue::from(reader).expect("ready\n")?;
-    Ok(running)
-}
-
-fn vmm_is_killed(test: &Test) -> Result<()> {
-    let bundle = test.bundle("tell", &[])?;
-    let running = running(test, &bundle)?;
-    kill_process(vmm()?, Signal::KILL)?;
-    let output = running.wait()?;
-    ensure!(!output.status.success(), "run succeeded");
-    ensure!(
-        output.stderr.trim_end().lines().count() == 1,
-        "not one line: {:?}",
-        output.stderr
-    );
-    // `run` deletes what it made.
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-
-    let bundle = test.idle_bundle()?;
-    test.runtime.launch(&bundle)?;
-    kill_process(vmm()?, Signal::KILL)?;
-    test.runtime.wait_for_end(&bundle.id)?;
-    test.runtime.status_is(&bundle.id, "stopped")?;
-    test.runtime
-        .exec_probe(&bundle.id, "exit", &["0"])
-        .output()?
-        .fails(255, &[])?;
-    test.runtime.kill(&bundle.id, "KILL").output()?.code(1)?;
-    test.runtime.delete(&bundle.id).succeed()?;
-    Ok(())
-}
-
-fn vmm_is_killed_before_start(test: &Test) -> Result<()> {
-    let bundle = test.idle_bundle()?;
-    test.runtime.create(&bundle)?.succeed()?;
-    kill_process(vmm()?, Signal::KILL)?;
-    test.runtime.wait_for_end(&bundle.id)?;
-    test.runtime.status_is(&bundle.id, "stopped")?;
-    check(test, test.runtime.start(&bundle.id).output()?, &[])?;
-    test.runtime.delete(&bundle.id).succeed()?;
-    Ok(())
-}
-
-fn monitor_is_killed(test: &Test) -> Result<()> {
-    let bundle = test.idle_bundle()?;
-    test.runtime.launch(&bundle)?;
-    let (monitor, vmm) = (test.runtime.pid(&bundle.id)?, vmm()?);
-    kill_process(monitor, Signal::KILL)?;
-    let ended = crate::invocation::ends_within(vmm, Duration::from_secs(10)).unwrap_or(true);
-    ensure!(ended, "the VMM outlives the monitor");
-    test.runtime.status_is(&bundle.id, "stopped")?;
-    test.runtime.delete(&bundle.id).succeed()?;
-    Ok(())
-}
-
-fn monitor_and_vmm_are_killed(test: &Test) -> Result<()> {
-    let bundle = test.idle_bundle()?;
-    test.runtime.create(&bundle)?.succeed()?;
-    for pid in [vmm()?, test.runtime.pid(&bundle.id)?] {
-        kill_process(pid, Signal::KILL)?;
-    }
-    test.runtime.delete_force(&bundle.id).succeed()?;
-    test.runtime.delete_force(&bundle.id).succeed()?;
-    // The id is free.
-    let bundle = Bundle {
-        id: bundle.id.clone(),
-        ..test.idle_bundle()?
-    };
-    test.runtime.launch(&bundle)?;
-    test.runtime.destroy(&bundle.id)
-}
-
-fn run_is_killed(test: &Test) -> Result<()> {
-    let bundle = test.bundle("tell", &[])?;
-    let running = running(test, &bundle)?;
-    running.signal(Signal::KILL)?;
-    running.wait()?;
-    test.runtime.delete_force(&bundle.id).succeed()?;
-    ensure!(vmms()?.is_empty(), "a VMM is left");
-    Ok(())
-}
-
-/// Whatever `create` had done by then, `delete --force` undoes it.
-fn create_is_killed_at_any_moment(test: &Test) -> Result<()> {
-    let started = Instant::now();
-    let bundle = test.idle_bundle()?;
-    test.runtime.create(&bundle)?.succeed()?;
-    let whole = started.elapsed();
-    test.runtime.delete_force(&bundle.id).succeed()?;
-    for part in 0..12 {
-        let bundle = test.idle_bundle()?;
-        let call = test.runtime.create(&bundle)?.spawn()?;
-        crate::invocation::ends_within(call.pid(), whole * part / 10)?;
-        call.signal(Signal::KILL).ok();
-        call.wait()?;
-        test.runtime
-            .delete_force(&bundle.id)
-            .succeed()
-            .with_context(|| format!("after {part}/10"))?;
-        test.runtime
-            .verb("state", &[&bundle.id])
-            .output()?
-            .code(1)?;
-    }
     Ok(())
 }
 
