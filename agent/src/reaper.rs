@@ -5,14 +5,23 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 use lazaret_protocol::agent::ExitStatus;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::io::Errno;
 use rustix::process::{WaitOptions, WaitStatus, wait};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 use crate::process::Process;
+use crate::sys;
+
+/// Room for the notes of a few signals. Equal signals are merged, so more than one note means
+/// only that another arrived meanwhile.
+const NOTES_BYTES: usize = 4 * size_of::<libc::signalfd_siginfo>();
 
 /// The children whose end somebody wants to know.
 #[derive(Debug, Default)]
@@ -27,17 +36,32 @@ impl Reaper {
         children.insert(process.pid(), Rc::clone(process));
     }
 
-    /// Subscribes to `SIGCHLD`; to be called before the first child exists.
+    /// Subscribes to `SIGCHLD`; to be called before the first child exists. Children inherit the
+    /// blocked signal and have to unblock it ([`crate::init`]).
     ///
     /// # Errors
-    /// When the signal cannot be handled.
-    pub fn subscribe() -> io::Result<Signal> {
-        signal(SignalKind::child())
+    /// When the signal cannot be received.
+    pub fn subscribe() -> io::Result<AsyncFd<OwnedFd>> {
+        let mut signals = SigSet::empty();
+        signals.add(Signal::SIGCHLD);
+        signals.thread_block()?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals = SignalFd::with_flags(&signals, flags)?;
+        sys::watch(signals.as_fd().try_clone_to_owned()?, Interest::READABLE)
     }
 
     /// Collects children whenever one has ended.
-    pub async fn run(&self, mut ended: Signal) {
-        while ended.recv().await.is_some() {
+    ///
+    /// # Errors
+    /// When the signal cannot be received.
+    pub async fn run(&self, ended: AsyncFd<OwnedFd>) -> io::Result<()> {
+        let mut notes = [0; NOTES_BYTES];
+        loop {
+            ended
+                .async_io(Interest::READABLE, |signals| {
+                    Ok(rustix::io::read(signals, &mut notes)?)
+                })
+                .await?;
             self.collect();
         }
     }

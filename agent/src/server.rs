@@ -64,8 +64,7 @@ pub fn serve(listener: OwnedFd, environment: Environment, share: Share) -> io::R
             containers: RefCell::default(),
         });
         let reaper = Rc::clone(&agent);
-        spawn_local(async move { reaper.reaper.run(ended).await });
-        accept_all(agent, listener).await
+        tokio::try_join!(reaper.reaper.run(ended), accept_all(agent, listener)).map(|_| ())
     })
 }
 

@@ -16,6 +16,7 @@ use std::os::unix::net::UnixStream;
 
 use lazaret_protocol::agent::{Failure, FailureKind};
 use lazaret_protocol::frame::{self, FrameError};
+use nix::sys::signal::SigSet;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
@@ -131,6 +132,9 @@ fn execute(program: &Program) -> InitError {
         return InitError::step("close descriptors on exec")(errno);
     }
     sys::ignore_broken_pipes(false);
+    if let Err(errno) = SigSet::empty().thread_set_mask() {
+        return InitError::step("unblock signals")(std::io::Error::from(errno));
+    }
     let errno = sys::execve(&program.path, &program.arguments, &program.environment);
     ProgramError::Exec {
         path: program.path.to_string_lossy().into_owned(),

@@ -81,8 +81,9 @@ impl Agent {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
         let process = Command::new("env")
-            // Whoever runs the tests may ignore signals; PID 1 starts with the defaults.
-            .args(["--default-signal", "unshare"])
+            // Whoever runs the tests may ignore signals; PID 1 starts with the defaults. The test
+            // runner's other threads must not take SIGCHLD from the agent's.
+            .args(["--default-signal", "--block-signal=CHLD", "unshare"])
             .args(["--mount", "--pid", "--fork", "--kill-child", "--mount-proc"])
             .arg(std::env::current_exe().unwrap())
             .args([
