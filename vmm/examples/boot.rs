@@ -104,14 +104,14 @@ fn main() -> Result<()> {
     drop(theirs);
     send(&ours, &frame::encode(&launch)?, &fds)?;
     let launched: Launched = frame::read(&mut &ours)?;
-    let running_ms = started.elapsed().as_millis();
+    let running_us = started.elapsed().as_micros();
     if let Err(line) = launched {
         bail!("not launched: {line}");
     }
     let status = vmm.wait()?;
     let reason = status.code().and_then(ExitReason::from_code);
-    let over_ms = started.elapsed().as_millis();
-    eprintln!("vCPUs ran after {running_ms} ms, VM over after {over_ms} ms: {status}, {reason:?}");
+    let over_us = started.elapsed().as_micros();
+    eprintln!("vCPUs ran after {running_us} µs, VM over after {over_us} µs: {status}, {reason:?}");
     Ok(())
 }
 

@@ -1,5 +1,7 @@
 //! `lazaret-vmm` as a process, driven over its launch socket with tiny kernels on `/dev/kvm`.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::{
     fs::File,
     io::{IoSlice, Read, Write},

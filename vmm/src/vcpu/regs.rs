@@ -176,7 +176,7 @@ fn write_page_tables(memory: &GuestMemoryMmap) -> Result<(), GuestMemoryError> {
     memory.write_obj(directory | link, GuestAddress(pointers))?;
     let mut entries = [0; TABLE_ENTRIES * 8];
     for (entry, index) in entries.chunks_exact_mut(8).zip(0_u64..) {
-        let value = index * LARGE_PAGE_BYTES | link | PAGE_LARGE;
+        let value = (index * LARGE_PAGE_BYTES) | link | PAGE_LARGE;
         entry.copy_from_slice(&value.to_le_bytes());
     }
     memory.write_slice(&entries, GuestAddress(directory))

@@ -93,7 +93,26 @@ pub fn create(memory_mib: u64, huge_pages: bool) -> Result<GuestMemoryMmap, Memo
                 .expect("the layout ends below 2^64"))
         })
         .collect::<Result<Vec<_>, MemoryError>>()?;
-    GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)
+    let memory = GuestMemoryMmap::from_regions(regions).map_err(MemoryError::Layout)?;
+    if !huge_pages {
+        keep_small_pages(&memory);
+    }
+    Ok(memory)
+}
+
+/// Asks for small pages in the first 2 MiB. The VMM and the kernel's start touch a dozen of them;
+/// zeroing a transparent huge page for that takes as long as all else the VMM does. Elsewhere the
+/// host's setting decides: a kernel that boots touches memory densely, and huge pages save more
+/// faults than they cost.
+fn keep_small_pages(memory: &GuestMemoryMmap) {
+    let size = usize::try_from(HUGE_PAGE_MIB * MIB).expect("2 MiB fit");
+    let Ok(start) = memory.get_slice(GuestAddress(0), size) else {
+        return;
+    };
+    let host = start.ptr_guard_mut().as_ptr();
+    // SAFETY: the range belongs to guest memory, which stays mapped; the advice changes how its
+    // pages are provided, not what they hold.
+    let _ = unsafe { libc::madvise(host.cast(), size, libc::MADV_NOHUGEPAGE) };
 }
 
 /// Whether `memory` consists of pages that a file can be mapped over.
