@@ -4,7 +4,7 @@
 use std::{io, os::fd::OwnedFd};
 
 use nix::sys::{
-    signal::SigSet,
+    signal::{SigSet, Signal},
     signalfd::{SfdFlags, SignalFd},
 };
 
@@ -24,14 +24,39 @@ pub(crate) fn unblock() {
     let _ = SigSet::empty().thread_set_mask();
 }
 
-/// A descriptor that all blocked signals are read from.
+/// A descriptor that all blocked signals are read from, without waiting.
 ///
 /// # Errors
 /// As `signalfd(2)`.
-pub(crate) fn open(nonblocking: bool) -> io::Result<OwnedFd> {
-    let mut flags = SfdFlags::SFD_CLOEXEC;
-    flags.set(SfdFlags::SFD_NONBLOCK, nonblocking);
-    Ok(SignalFd::with_flags(&SigSet::all(), flags)?.into())
+pub(crate) fn open() -> io::Result<OwnedFd> {
+    open_set(&SigSet::all(), SfdFlags::SFD_NONBLOCK)
+}
+
+/// The same, but reading waits.
+///
+/// # Errors
+/// As `signalfd(2)`.
+pub(crate) fn open_waiting() -> io::Result<OwnedFd> {
+    open_set(&SigSet::all(), SfdFlags::empty())
+}
+
+/// A descriptor for the signals with which a person or a supervisor ends a program; others wait
+/// on.
+///
+/// # Errors
+/// As `signalfd(2)`.
+pub(crate) fn open_interrupts() -> io::Result<OwnedFd> {
+    let ends = [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+    ];
+    open_set(&ends.into_iter().collect(), SfdFlags::SFD_NONBLOCK)
+}
+
+fn open_set(set: &SigSet, flags: SfdFlags) -> io::Result<OwnedFd> {
+    Ok(SignalFd::with_flags(set, flags | SfdFlags::SFD_CLOEXEC)?.into())
 }
 
 /// Number of the next signal.

@@ -3,12 +3,12 @@
 //! carries the process's streams and signals, and exits as the process did.
 //!
 //! It is forked and not executed: the plan is at hand, and pages that neither side writes to are
-//! shared. The command line has no threads, which [`sys::fork`] makes sure of.
+//! shared. The command line has no threads, which [`crate::sys::fork`] makes sure of.
 
 use std::{
-    io::{self, PipeReader, PipeWriter, Read as _, Write as _},
+    io::{self, PipeWriter},
     os::{
-        fd::{AsFd, AsRawFd, RawFd},
+        fd::{AsFd, AsRawFd},
         unix::net::UnixStream,
     },
     time::Instant,
@@ -25,24 +25,20 @@ use crate::{
     share::{Share, ShareError},
     signals,
     state::{Phase, Record, StateDir, StateError},
-    sys::{self, Fork},
     terminal::{self, TerminalError},
 };
 
+mod birth;
 pub(crate) mod session;
 pub(crate) mod stdio;
 mod vm;
 
+use birth::{fork, report_created, report_failure};
 use session::{HostStreams, Session, SessionError};
 use vm::{Vm, VmError};
 
 /// Exit code of a monitor whose sandbox was lost, as runc's for a container it lost.
 pub(crate) const LOST: u8 = 255;
-
-/// First byte of the report: all is well.
-const CREATED: u8 = b'+';
-/// First byte of the report: what follows says why not.
-const FAILED: u8 = b'-';
 
 /// Why the monitor has no process to stand for.
 #[derive(Debug, thiserror::Error)]
@@ -109,6 +105,9 @@ pub(crate) struct ContainerJob<'a> {
     pub(crate) console: Option<UnixStream>,
     /// Whether the process is released at once.
     pub(crate) start: bool,
+    /// Whether the caller stays, with all signals blocked, and wants those that come meanwhile to
+    /// reach the monitor.
+    pub(crate) foreground: bool,
 }
 
 /// A process to run beside a container's own.
@@ -131,7 +130,8 @@ pub(crate) fn create(job: ContainerJob<'_>) -> Result<i32, MonitorError> {
     let dir = job.dir;
     let mut keep = vec![dir.as_fd().as_raw_fd()];
     keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
-    let result = fork(&keep, |report| monitor_container(job, report));
+    let foreground = job.foreground;
+    let result = fork(&keep, foreground, |report| monitor_container(job, report));
     if matches!(result, Err(MonitorError::Died)) {
         // It had no time to clean up. The VM ends with it, by its lifeline.
         if let Err(error) = dir.remove() {
@@ -148,75 +148,7 @@ pub(crate) fn create(job: ContainerJob<'_>) -> Result<i32, MonitorError> {
 pub(crate) fn exec(job: ExecJob<'_>) -> Result<i32, MonitorError> {
     let mut keep = vec![job.dir.as_fd().as_raw_fd()];
     keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
-    fork(&keep, |report| monitor_exec(job, report))
-}
-
-/// Runs `body` in a new process of its own session and waits for its report.
-fn fork(keep: &[RawFd], body: impl FnOnce(PipeWriter) -> u8) -> Result<i32, MonitorError> {
-    let (reader, writer) = io::pipe().map_err(host_error("make a pipe"))?;
-    match sys::fork().map_err(host_error("fork the monitor"))? {
-        Fork::Parent(pid) => {
-            drop(writer);
-            read_report(reader, pid)
-        }
-        Fork::Child => {
-            drop(reader);
-            let code = match prepare(keep, &writer) {
-                Ok(()) => body(writer),
-                Err(error) => {
-                    report_failure(writer, &error);
-                    1
-                }
-            };
-            std::process::exit(code.into())
-        }
-    }
-}
-
-fn prepare(keep: &[RawFd], report: &PipeWriter) -> Result<(), MonitorError> {
-    // What this process starts inherits what it blocks.
-    signals::unblock();
-    let mut keep = keep.to_vec();
-    keep.push(report.as_raw_fd());
-    keep.extend(log::file());
-    sys::close_others(&keep).map_err(host_error("close inherited descriptors"))?;
-    rustix::process::setsid().map_err(host_error("start a session"))?;
-    // Keep nobody's directory busy.
-    rustix::process::chdir("/").map_err(host_error("leave the directory"))?;
-    // Seen by `ps`; nothing depends on it.
-    let _ = rustix::thread::set_name(c"lazaret-monitor");
-    Ok(())
-}
-
-fn read_report(mut reader: PipeReader, pid: i32) -> Result<i32, MonitorError> {
-    let mut report = Vec::new();
-    reader
-        .read_to_end(&mut report)
-        .map_err(host_error("hear from the monitor"))?;
-    let error = match report.split_first() {
-        Some((&CREATED, _)) => return Ok(pid),
-        Some((_, message)) => MonitorError::Reported {
-            message: String::from_utf8_lossy(message).into_owned(),
-        },
-        None => MonitorError::Died,
-    };
-    // It is ending; so that nothing is left behind when the caller hears of it.
-    let pid = rustix::process::Pid::from_raw(pid);
-    let _ = rustix::process::waitpid(pid, rustix::process::WaitOptions::empty());
-    Err(error)
-}
-
-fn report_failure(mut report: PipeWriter, error: &MonitorError) {
-    let mut message = vec![FAILED];
-    message.extend(log::chain(error).into_bytes());
-    // Nobody listens any more: then nobody needs to know.
-    let _ = report.write_all(&message);
-}
-
-fn report_created(mut report: PipeWriter) -> Result<(), MonitorError> {
-    report
-        .write_all(&[CREATED])
-        .map_err(|_| MonitorError::Interrupted)
+    fork(&keep, false, |report| monitor_exec(job, report))
 }
 
 /// A container, created.
@@ -227,7 +159,7 @@ struct Created {
 
 fn monitor_container(mut job: ContainerJob<'_>, report: PipeWriter) -> u8 {
     let mut share = None;
-    let result = create_container(&mut job, &mut share)
+    let result = create_container(&mut job, &mut share, &report)
         .and_then(|created| report_or_give_back(created, &report));
     let created = match result {
         Ok(created) => created,
@@ -257,6 +189,7 @@ fn report_or_give_back(created: Created, report: &PipeWriter) -> Result<Created,
 fn create_container(
     job: &mut ContainerJob<'_>,
     share_slot: &mut Option<Share>,
+    report: &PipeWriter,
 ) -> Result<Created, MonitorError> {
     let since = Instant::now();
     let plan = &job.plan;
@@ -265,6 +198,9 @@ fn create_container(
     let share = share_slot.insert(Share::mount(job.dir.path())?);
     let mut vm = Vm::start(job.config)?;
     signals::block();
+    let phase = |name: &str| {
+        tracing::debug!(elapsed_us = since.elapsed().as_micros() as u64, "{name}");
+    };
     vm.launch(
         plan.vm.clone(),
         job.config,
@@ -272,6 +208,7 @@ fn create_container(
         share.top(),
         plan.host.console.as_deref(),
     )?;
+    phase("VM launched");
     // All this happens while the guest boots.
     share.attach(id, &plan.host.shares)?;
     let terminal = plan.container.process.terminal;
@@ -281,12 +218,14 @@ fn create_container(
     };
     job.record.monitor = own_id()?;
     job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
-    vm.wait_ready(since, job.config.boot_timeout_ms)?;
+    vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;
 
+    phase("agent is ready");
     let agent = Agent::new(job.dir);
     let made = create_in_guest(job, agent, share, streams);
     // A call that broke off because the guest did is best explained by the guest's end.
     let session = made.map_err(|error| explain(error, &mut vm))?;
+    phase("container is made");
     job.dir.write(&job.record)?;
     job.dir.unlock();
     Ok(Created { vm, session })

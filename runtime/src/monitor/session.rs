@@ -143,7 +143,7 @@ impl Session {
             wait,
             terminal,
         } = self;
-        let signals = signals::open(true).map_err(host_error("receive signals"))?;
+        let signals = signals::open().map_err(host_error("receive signals"))?;
         let signals = sys::watch(signals, Interest::READABLE)
             .map_err(|(_, error)| host_error("receive signals")(error))?;
 

@@ -24,11 +24,12 @@ use lazaret_protocol::{
     vm::{ControlReply, ControlRequest, ExitReason, Launch, Launched, VmConfig},
 };
 use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
     fs::{MemfdFlags, Mode, OFlags},
-    io::FdFlags,
+    io::{Errno, FdFlags},
     net::{
         AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-        SendAncillaryMessage, SendFlags, SocketFlags, SocketType, sockopt,
+        SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
     },
     process::{Pid, PidfdFlags},
 };
@@ -37,7 +38,7 @@ use crate::{
     agent,
     config::Config,
     plan::{FD_COUNT, FdIndex},
-    process, sys,
+    process, signals, sys,
 };
 
 /// Name of the VMM's control socket in the state directory.
@@ -93,6 +94,9 @@ pub(crate) enum VmError {
         /// The deadline.
         timeout_ms: u64,
     },
+    /// Whoever wanted the VM has gone.
+    #[error("interrupted")]
+    Interrupted,
     /// The agent is from another release.
     #[error(
         "guest agent speaks version {version} of the protocol, not {VERSION}: rebuild the initramfs"
@@ -127,7 +131,7 @@ pub(crate) struct Vm {
     /// The guest kernel's console, whose last line may say why the guest ended.
     console: Option<File>,
     /// Our end of the ready port.
-    ready: Option<UnixStream>,
+    ready: Option<OwnedFd>,
 }
 
 impl Vm {
@@ -192,7 +196,7 @@ impl Vm {
             None,
         )
         .map_err(host_error("make a socket pair"))?;
-        self.ready = Some(ready.into());
+        self.ready = Some(ready);
         let kvm = open_kvm()?;
         let kernel = open("guest kernel", &config.kernel, OFlags::RDONLY)?;
         let initramfs = open("initramfs", &config.initramfs, OFlags::RDONLY)?;
@@ -240,21 +244,32 @@ impl Vm {
         sent.map_err(host_error("send the configuration to lazaret-vmm"))
     }
 
-    /// Waits until the vCPUs run and the agent has said that it is ready.
+    /// Waits until the vCPUs run and the agent has said that it is ready; gives up when the other
+    /// end of the pipe `caller` is closed, or when a signal says so. All signals must be blocked.
     ///
     /// # Errors
     /// [`VmError`].
-    pub(crate) fn wait_ready(&mut self, since: Instant, timeout_ms: u64) -> Result<(), VmError> {
-        let deadline = Deadline { since, timeout_ms };
-        self.launch
-            .set_read_timeout(Some(deadline.left()?))
-            .map_err(host_error("set a deadline"))?;
+    pub(crate) fn wait_ready(
+        &mut self,
+        since: Instant,
+        timeout_ms: u64,
+        caller: BorrowedFd<'_>,
+    ) -> Result<(), VmError> {
+        let interrupts = signals::open_interrupts().map_err(host_error("receive signals"))?;
+        let deadline = Deadline {
+            since,
+            timeout_ms,
+            caller,
+            interrupts,
+        };
+        deadline.wait_readable(self.launch.as_fd())?;
         let launched: Launched = match frame::read(&mut self.launch) {
             Ok(launched) => launched,
             Err(error) => return Err(self.missing(&error, &deadline)),
         };
         launched.map_err(|message| VmError::Refused { message })?;
         let mut connection = self.accept_ready(&deadline)?;
+        // A guest that sends less than a frame must not hold us.
         connection
             .set_read_timeout(Some(deadline.left()?))
             .map_err(host_error("set a deadline"))?;
@@ -271,10 +286,9 @@ impl Vm {
         }
     }
 
-    fn accept_ready(&mut self, deadline: &Deadline) -> Result<UnixStream, VmError> {
+    fn accept_ready(&mut self, deadline: &Deadline<'_>) -> Result<UnixStream, VmError> {
         let ready = self.ready.take().expect("launch made the socket");
-        sockopt::set_socket_timeout(&ready, sockopt::Timeout::Recv, Some(deadline.left()?))
-            .map_err(host_error("set a deadline"))?;
+        deadline.wait_readable(ready.as_fd())?;
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
@@ -299,7 +313,7 @@ impl Vm {
     }
 
     /// Why an awaited message did not come.
-    fn missing(&mut self, error: &FrameError, deadline: &Deadline) -> VmError {
+    fn missing(&mut self, error: &FrameError, deadline: &Deadline<'_>) -> VmError {
         match error {
             FrameError::Io(error)
                 if matches!(
@@ -378,12 +392,15 @@ impl Drop for Vm {
     }
 }
 
-struct Deadline {
+/// What ends the wait for a guest.
+struct Deadline<'a> {
     since: Instant,
     timeout_ms: u64,
+    caller: BorrowedFd<'a>,
+    interrupts: OwnedFd,
 }
 
-impl Deadline {
+impl Deadline<'_> {
     /// What is left of it, more than nothing.
     fn left(&self) -> Result<Duration, VmError> {
         let timeout_ms = self.timeout_ms;
@@ -391,6 +408,29 @@ impl Deadline {
             .checked_sub(self.since.elapsed())
             .filter(|left| !left.is_zero())
             .ok_or(VmError::Timeout { timeout_ms })
+    }
+
+    /// Waits until there is something to read from `fd`, its end included.
+    fn wait_readable(&self, fd: BorrowedFd<'_>) -> Result<(), VmError> {
+        loop {
+            let left = Timespec::try_from(self.left()?).expect("a boot's deadline is minutes");
+            // Without events, what is heard of a pipe is that its reader has gone.
+            let mut fds = [
+                PollFd::from_borrowed_fd(fd, PollFlags::IN),
+                PollFd::from_borrowed_fd(self.caller, PollFlags::empty()),
+                PollFd::new(&self.interrupts, PollFlags::IN),
+            ];
+            match poll(&mut fds, Some(&left)) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(host_error("wait for the guest")(error)),
+            }
+            if fds[1..].iter().any(|fd| !fd.revents().is_empty()) {
+                return Err(VmError::Interrupted);
+            }
+            if !fds[0].revents().is_empty() {
+                return Ok(());
+            }
+        }
     }
 }
 

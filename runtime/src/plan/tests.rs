@@ -343,6 +343,11 @@ fn what_is_not_done_is_said() {
             "process.selinuxLabel: not applied",
         ),
         (
+            "/linux/cgroupsPath",
+            json!("/x"),
+            "linux.cgroupsPath: not applied",
+        ),
+        (
             "/linux/mountLabel",
             json!("x"),
             "linux.mountLabel: not applied",

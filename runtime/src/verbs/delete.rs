@@ -18,28 +18,33 @@ const END_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// [`VerbError`].
 pub(super) fn run(global: &Global, options: &Delete) -> Result<u8, VerbError> {
-    let dir = match open(global, &options.container_id) {
-        Err(VerbError::State(StateError::NotExist)) if options.force => return Ok(0),
-        result => result?,
-    };
-    let (status, _) = dir.status()?;
-    match status {
-        Status::Stopped => {}
-        // As runc: a container that was never started may go.
-        Status::Created => return take_down(&dir).map(|()| 0),
-        Status::Running | Status::Paused if options.force => {
-            return take_down(&dir).map(|()| 0);
-        }
-        status => {
-            return Err(VerbError::WrongStatus(format!(
-                "cannot delete container {} that is not stopped: {}",
-                options.container_id,
-                status.as_str()
-            )));
-        }
+    match delete(global, options) {
+        Err(VerbError::State(StateError::NotExist)) if options.force => Ok(0),
+        result => result.map(|()| 0),
     }
-    destroy(&dir)?;
-    Ok(0)
+}
+
+fn delete(global: &Global, options: &Delete) -> Result<(), VerbError> {
+    let dir = open(global, &options.container_id)?;
+    let mut status = dir.status()?.0;
+    if status == Status::Creating && options.force {
+        // Its creator gives the lock back when it is done; one that has lost its caller gives up
+        // and cleans up.
+        dir.lock()?;
+        status = dir.status()?.0;
+        dir.unlock();
+    }
+    match status {
+        Status::Stopped => destroy(&dir),
+        // As runc: a container that was never started may go.
+        Status::Created => take_down(&dir),
+        Status::Running | Status::Paused if options.force => take_down(&dir),
+        status => Err(VerbError::WrongStatus(format!(
+            "cannot delete container {} that is not stopped: {}",
+            options.container_id,
+            status.as_str()
+        ))),
+    }
 }
 
 /// Ends a container that has a process, and removes it.

@@ -9,15 +9,15 @@ use rustix::process::{Pid, WaitOptions, waitpid};
 use super::{VerbError, launch::Launched};
 use crate::{agent::Agent, monitor, signals, sys, terminal};
 
-/// Waits for the container's end; returns its exit code.
+/// Waits for the container's end; returns its exit code. All signals must have been blocked before
+/// the container was made, or one that comes right after its start would end us without it.
 ///
 /// # Errors
 /// [`VerbError`].
 pub(super) fn wait(launched: &Launched, terminal: Option<&OwnedFd>) -> Result<u8, VerbError> {
-    signals::block();
-    let signals = signals::open(false).map_err(signal_error)?;
+    let signals = signals::open_waiting().map_err(signal_error)?;
     loop {
-        // First a look, for it may have ended before its signal was blocked.
+        // First a look, for signals of the same kind that come together are one.
         if let Some(code) = ended(launched.pid)? {
             return Ok(code);
         }

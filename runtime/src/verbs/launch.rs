@@ -23,6 +23,17 @@ pub(super) struct Prepared {
     console: Option<UnixStream>,
 }
 
+/// How far to take a container.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Launch {
+    /// Its process waits.
+    Created,
+    /// Its process runs by itself.
+    Started,
+    /// Its process runs and the caller, who has blocked all signals, waits for it.
+    InForeground,
+}
+
 /// A container that exists.
 pub(super) struct Launched {
     /// Pid of its monitor.
@@ -92,14 +103,14 @@ impl Prepared {
         self.plan.container.process.terminal.is_some() && self.console.is_none()
     }
 
-    /// Makes the container, and releases its process if `start`.
+    /// Makes the container.
     ///
     /// # Errors
     /// [`VerbError`]; nothing is left behind then.
     pub(super) fn launch(
         self,
         global: &Global,
-        start: bool,
+        how: Launch,
         pid_file: Option<&Path>,
     ) -> Result<Launched, VerbError> {
         let dir = store(global).create(&self.id)?;
@@ -110,7 +121,8 @@ impl Prepared {
             config: &self.config,
             record: self.record,
             console: self.console,
-            start,
+            start: how != Launch::Created,
+            foreground: how == Launch::InForeground,
         })?;
         // Not before it worked: a failure is explained by its error alone.
         for warning in warnings {

@@ -1,14 +1,21 @@
 //! `run`: `create` and `start` in one, and in the foreground also the wait and `delete`.
 
-use super::{VerbError, delete, foreground, launch};
+use super::{
+    VerbError, delete, foreground,
+    launch::{self, Launch},
+};
 use crate::{
     cli::{Global, Run},
+    signals,
     terminal::{self, RawMode},
 };
 
 /// # Errors
 /// [`VerbError`]; nothing is left behind then.
 pub(super) fn run(global: &Global, options: &Run) -> Result<u8, VerbError> {
+    if !options.detach {
+        signals::block();
+    }
     let prepared = launch::prepare(global, &options.create, options.detach)?;
     let own_terminal = !options.detach && prepared.wants_callers_terminal();
     // Before the container exists, so that its first output is not mangled; it is put back on
@@ -18,7 +25,12 @@ pub(super) fn run(global: &Global, options: &Run) -> Result<u8, VerbError> {
         .flatten()
         .map(RawMode::enter)
         .transpose()?;
-    let launched = prepared.launch(global, true, options.create.pid_file.as_deref())?;
+    let how = if options.detach {
+        Launch::Started
+    } else {
+        Launch::InForeground
+    };
+    let launched = prepared.launch(global, how, options.create.pid_file.as_deref())?;
     if options.detach {
         return Ok(0);
     }

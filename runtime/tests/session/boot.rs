@@ -1,6 +1,6 @@
 //! What goes wrong before there is a container: one line that says what, and nothing left behind.
 
-use crate::harness::Place;
+use crate::harness::{Place, wait};
 
 fn create_fails(mode: &str, more: &str) -> String {
     let place = Place::with(mode, more);
@@ -104,21 +104,55 @@ fn a_pid_file_that_cannot_be_written_takes_the_container_down() {
     assert_eq!(status.unwrap().code(), Some(1));
 }
 
-#[test]
-fn a_killed_command_line_leaves_nothing() {
-    let place = Place::with("silent", "boot_timeout_ms = 1500");
-    let mut child = place.command(&["create", "c"]).spawn().unwrap();
-    crate::harness::wait("it is being created", || {
+/// A `create` whose guest never answers, as far as its VMM.
+fn hanging(place: &Place) -> std::process::Child {
+    let child = place.command(&["create", "c"]).spawn().unwrap();
+    wait("it is being created", || {
         !place.leftovers().is_empty() && place.status("c") == "creating"
     });
-    let message = place.fails(1, &["delete", "c"]);
+    child
+}
+
+#[test]
+fn a_killed_command_line_leaves_nothing() {
+    let place = Place::with("silent", "");
+    let mut child = hanging(&place);
     assert_eq!(
-        message,
+        place.fails(1, &["delete", "c"]),
         "cannot delete container c that is not stopped: creating"
     );
     child.kill().unwrap();
     child.wait().unwrap();
-    crate::harness::wait("the monitor has cleaned up", || {
+    // Long before the boot's deadline.
+    wait("the monitor has cleaned up", || {
         place.leftovers().is_empty()
     });
+}
+
+#[test]
+fn delete_by_force_waits_for_the_creator() {
+    let place = Place::with("silent", "boot_timeout_ms = 1500");
+    let mut child = hanging(&place);
+    place.ok(&["delete", "--force", "c"]);
+    assert!(place.leftovers().is_empty());
+    assert_eq!(crate::harness::ends(&mut child), 1);
+}
+
+#[test]
+fn a_run_can_be_interrupted_while_the_guest_boots() {
+    let place = Place::with("silent", "");
+    let run = place
+        .command(&["run", "c"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    wait("the VM is being started", || {
+        std::fs::exists(place.path().join("state/c/vsock.sock")).unwrap()
+    });
+    let pid = i32::try_from(run.id()).unwrap();
+    crate::harness::signal(pid, nix::sys::signal::Signal::SIGINT);
+    let output = run.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(crate::harness::message(&stderr), "interrupted");
 }
