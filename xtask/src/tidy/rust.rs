@@ -76,7 +76,7 @@ fn production_lines<'a>(path: &str, text: &'a str) -> Vec<&'a str> {
     let is_tests = path
         .split('/')
         .any(|part| part == "tests.rs" || part == "benches")
-        || path.contains("/src/") && path.contains("/tests/") && !path.starts_with("tests/");
+        || path.contains("/tests/") && !path.starts_with("tests/");
     if is_tests {
         return Vec::new();
     }

@@ -20,10 +20,13 @@ mod malformed;
 const FEATURES: u64 = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 5;
 const QUEUE_SIZES: [u16; 2] = [16, 256];
 
+/// Index, size and use of event indices of a queue.
+type SeenQueue = (u16, u16, bool);
+
 /// What happened to a device.
 #[derive(Debug, Default)]
 struct Log {
-    activations: Vec<(u64, Vec<(u16, u16, bool)>)>,
+    activations: Vec<(u64, Vec<SeenQueue>)>,
     resets: u32,
     config: [u8; 8],
     refuse: bool,
