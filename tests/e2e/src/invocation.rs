@@ -214,7 +214,12 @@ impl Running {
 
 /// Whether a process ends within `timeout`, stretched; it is left for the caller to reap.
 pub(crate) fn ends_within(pid: Pid, timeout: Duration) -> Result<bool> {
-    let descriptor = pidfd_open(pid, PidfdFlags::empty())?;
+    let descriptor = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(descriptor) => descriptor,
+        // It has ended, and somebody reaped it.
+        Err(rustix::io::Errno::SRCH) => return Ok(true),
+        Err(error) => return Err(error.into()),
+    };
     let mut descriptors = [PollFd::new(&descriptor, PollFlags::IN)];
     let deadline = Instant::now() + patience::of(timeout);
     loop {

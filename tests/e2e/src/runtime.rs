@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -133,12 +134,8 @@ impl Runtime {
     }
 
     /// The container's pid as `state` shows it.
-    pub(crate) fn pid(&self, id: &str) -> Result<rustix::process::Pid> {
-        let state = self.state(id)?;
-        state["pid"]
-            .as_i64()
-            .and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?))
-            .with_context(|| format!("state shows no pid: {state}"))
+    pub(crate) fn pid(&self, id: &str) -> Result<Pid> {
+        pid_of(&self.state(id)?)
     }
 
     /// Waits until the container's process has ended. Its pid must be one that a caller who knows
@@ -148,7 +145,7 @@ impl Runtime {
         if state["status"] == "stopped" {
             return Ok(());
         }
-        let pid = self.pid(id)?;
+        let pid = pid_of(&state)?;
         if !crate::invocation::ends_within(pid, std::time::Duration::from_secs(30))? {
             bail!("container {id} (pid {pid:?}) still runs after 30 s");
         }
@@ -169,4 +166,12 @@ impl Runtime {
         self.delete(id).succeed()?;
         Ok(())
     }
+}
+
+/// The pid in what `state` printed.
+fn pid_of(state: &Value) -> Result<Pid> {
+    state["pid"]
+        .as_i64()
+        .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
+        .with_context(|| format!("state shows no pid: {state}"))
 }

@@ -274,7 +274,8 @@ fn run_detached(test: &Test) -> Result<()> {
     let bundle = test.idle_bundle()?;
     test.runtime.run(&bundle)?.option(&["--detach"]).succeed()?;
     test.runtime.status_is(&bundle.id, "running")?;
-    test.runtime.kill(&bundle.id, "TERM").succeed()?;
+    // Not SIGTERM: nobody waited until the process, pid 1, handles it.
+    test.runtime.kill(&bundle.id, "KILL").succeed()?;
     test.runtime.wait_for_end(&bundle.id)?;
     test.runtime.delete(&bundle.id).succeed()?;
     Ok(())
