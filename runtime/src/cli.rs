@@ -15,6 +15,7 @@ use crate::{log, state};
     disable_version_flag = true,
     disable_help_subcommand = true,
     arg_required_else_help = true,
+    args_override_self = true,
     max_term_width = 100
 )]
 pub(crate) struct Cli {

@@ -258,7 +258,8 @@ fn namespaces(
             .filter(|path| !path.as_os_str().is_empty());
         let kind = namespace_kind(namespace.typ());
         if kinds.contains(&kind) || (kind == NamespaceKind::Network && network.is_some()) {
-            return Err(PlanError::invalid(field, "this type is listed twice"));
+            let what = format!("{} is listed twice", namespace.typ());
+            return Err(PlanError::invalid(field, what));
         }
         if kind == NamespaceKind::Network {
             network = Some(path.map(Path::to_owned));

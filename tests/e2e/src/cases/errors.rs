@@ -72,7 +72,7 @@ pub(super) fn check(test: &Test, output: Output, words: &[&str]) -> Result<()> {
         output.stderr
     );
     ensure!(
-        !output.stderr.contains("panicked"),
+        !output.stderr.contains("panicked at"),
         "it panicked: {}",
         output.stderr
     );

@@ -31,7 +31,10 @@ const CASES: &[Case] = &[
     case!(oom_score),
     case!(host_name),
     case!(namespaces),
-    case!(user_namespace),
+    case!(user_namespace).only(
+        &[Kind::Runc, Kind::Crun],
+        "the guest refuses sysfs in a user namespace without a network namespace of its own",
+    ),
     case!(only_the_standard_descriptors),
     case!(kernel_parameters),
     case!(cgroup_limits),
