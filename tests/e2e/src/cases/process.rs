@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::{
     bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
+    runtime::Kind,
 };
 
 pub(crate) const TOPIC: Topic = Topic {
