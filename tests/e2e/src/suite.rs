@@ -51,6 +51,9 @@ pub(crate) struct Options {
     /// Multiply every deadline by this, on a machine that is slow or busy.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     patience: u32,
+    /// Run a case that failed again, up to so many times. It then passes, but is reported.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=5))]
+    retries: u8,
     /// Directory with what `lazaret-e2e prepare` made.
     #[arg(long, default_value_os_t = prepare::default_directory())]
     assets: PathBuf,
@@ -92,6 +95,8 @@ struct Record {
     case: String,
     outcome: Outcome,
     reason: String,
+    /// Why it failed before, at attempts that were repeated.
+    repeated: Vec<String>,
     seconds: f64,
 }
 
@@ -235,7 +240,21 @@ impl Options {
         })
     }
 
+    /// Runs a job, again if it fails and there are retries left.
     fn run_job(&self, job: &Job) -> Result<Record> {
+        let mut repeated = Vec::new();
+        loop {
+            let mut record = self.attempt(job)?;
+            if record.outcome == Outcome::Failed && repeated.len() < usize::from(self.retries) {
+                repeated.push(record.reason);
+                continue;
+            }
+            record.repeated = repeated;
+            return Ok(record);
+        }
+    }
+
+    fn attempt(&self, job: &Job) -> Result<Record> {
         let started = Instant::now();
         let (outcome, reason) = match self.skip_reason(job) {
             Some(reason) => (Outcome::Skipped, reason),
@@ -264,6 +283,7 @@ impl Options {
             case: job.name.clone(),
             outcome,
             reason,
+            repeated: Vec::new(),
             seconds,
         })
     }
@@ -313,6 +333,12 @@ impl Options {
                 record.case,
                 record.reason
             );
+        }
+        for record in records {
+            for failure in &record.repeated {
+                let (runtime, case) = (record.runtime.name(), &record.case);
+                println!("repeated: {runtime} {case}: {failure}");
+            }
         }
         let failed = count(Outcome::Failed);
         println!(

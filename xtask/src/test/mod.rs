@@ -108,6 +108,8 @@ fn end_to_end(options: &Options) -> Result<()> {
     let mut command = Command::new(vec!["sh".into(), "-c".into(), script.into()])?;
     command.arguments.push(products.folder.into());
     command.arguments.extend(full.map(Into::into));
+    // Programs in an emulated guest crash now and then, and each repetition is reported.
+    command.arguments.extend(["--retries", "2"].map(Into::into));
     let host = Host {
         timeout: Some(E2E_TIMEOUT),
         ..emu::default_host()?
