@@ -258,7 +258,8 @@ fn namespaces(
             .filter(|path| !path.as_os_str().is_empty());
         let kind = namespace_kind(namespace.typ());
         if kinds.contains(&kind) || (kind == NamespaceKind::Network && network.is_some()) {
-            let what = format!("{} is listed twice", namespace.typ());
+            // As the document spells it, which is not how the type prints.
+            let what = format!("{} is listed twice", serde_json::json!(namespace.typ()));
             return Err(PlanError::invalid(field, what));
         }
         if kind == NamespaceKind::Network {

@@ -232,7 +232,7 @@ fn every_refusal_names_its_field() {
         (
             "/linux/namespaces",
             json!([{"type": "network"}, {"type": "network"}]),
-            "linux.namespaces[1]: network is listed twice",
+            "linux.namespaces[1]: \"network\" is listed twice",
         ),
         (
             "/mounts",
