@@ -222,8 +222,17 @@ pub fn clone_shared(share: &Path, path: &str, recursive: bool) -> Result<OwnedFd
     let clone = || {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let share = openat(CWD, share, flags | OFlags::DIRECTORY, Mode::empty())?;
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
-        let source = openat2(&share, path, flags, Mode::empty(), resolve)?;
+        let open = |flags| {
+            let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+            openat2(&share, path, flags, Mode::empty(), resolve)
+        };
+        // A directory that is a mount on the host is a mount of its own here, which the kernel
+        // makes on the way to something that has to be a directory. What lies below it otherwise
+        // would be cloned, to be covered by that mount at the first lookup.
+        let source = match open(flags | OFlags::DIRECTORY) {
+            Err(Errno::NOTDIR) => open(flags),
+            opened => opened,
+        }?;
         clone_tree(source.as_fd(), "", recursive)
     };
     clone().map_err(|errno| MountError::Source {

@@ -239,8 +239,10 @@ fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share
     Ok((root, share))
 }
 
-/// The namespaces the agent makes. The network is the host's business; the mount namespace is
-/// made whether it is listed or not, because the container's mounts have to go somewhere.
+/// The namespaces the agent makes. The guest's network is the container's: it needs one of its own
+/// only to have rights over it from a new user namespace, without which it cannot mount sysfs.
+/// The mount namespace is made whether it is listed or not, because the container's mounts have to
+/// go somewhere.
 fn namespaces(
     linux: Option<&Linux>,
     warnings: &mut Vec<String>,
@@ -285,6 +287,9 @@ fn namespaces(
     }
     if !kinds.contains(&NamespaceKind::Mount) {
         kinds.push(NamespaceKind::Mount);
+    }
+    if kinds.contains(&NamespaceKind::User) && network.is_some() {
+        kinds.push(NamespaceKind::Network);
     }
     kinds.sort_unstable();
     Ok(kinds

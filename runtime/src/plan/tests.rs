@@ -391,6 +391,21 @@ fn what_is_not_done_is_said() {
     }
 }
 
+/// Its own network namespace is what gives a user namespace the right to mount sysfs.
+#[test]
+fn a_user_namespace_has_its_own_network() {
+    let kinds = |namespaces: Value| -> Vec<NamespaceKind> {
+        let plan = planned(|config| set(config, "/linux/namespaces", namespaces)).unwrap();
+        let namespaces = plan.container.namespaces.iter();
+        namespaces.map(|namespace| namespace.kind).collect()
+    };
+    use NamespaceKind::{Mount, Network, User};
+    let (user, network) = (json!({"type": "user"}), json!({"type": "network"}));
+    assert_eq!(kinds(json!([user, network])), [Mount, Network, User]);
+    assert_eq!(kinds(json!([user])), [Mount, User]);
+    assert_eq!(kinds(json!([network])), [Mount]);
+}
+
 #[test]
 fn the_vm_follows_the_limits() {
     let size = |resources: Value| {

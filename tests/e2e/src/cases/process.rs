@@ -8,7 +8,6 @@ use serde_json::{Value, json};
 use crate::{
     bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
-    runtime::Kind,
 };
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -32,10 +31,7 @@ const CASES: &[Case] = &[
     case!(oom_score),
     case!(host_name),
     case!(namespaces),
-    case!(user_namespace).only(
-        &[Kind::Runc, Kind::Crun],
-        "the guest refuses sysfs in a user namespace without a network namespace of its own",
-    ),
+    case!(user_namespace),
     case!(only_the_standard_descriptors),
     case!(kernel_parameters),
     case!(cgroup_limits),
