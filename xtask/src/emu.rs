@@ -16,7 +16,7 @@ use crate::kernel::{self, Kernel};
 const MEMORY_MIB: u32 = 3072;
 
 /// CPUs of the host.
-const CPUS: u32 = 2;
+const CPUS: u32 = 1;
 
 /// Options of the task.
 #[derive(Debug, Args)]
@@ -27,7 +27,8 @@ pub(crate) struct Options {
     /// Memory of the host in MiB.
     #[arg(long, default_value_t = MEMORY_MIB)]
     memory: u32,
-    /// CPUs of the host.
+    /// CPUs of the host. More than one are faster, but guests and now and then the host itself
+    /// crash.
     #[arg(long, default_value_t = CPUS)]
     cpus: u32,
     /// Seconds after which the command is killed.

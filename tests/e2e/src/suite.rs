@@ -7,6 +7,7 @@ use std::{
     os::fd::OwnedFd,
     path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
+    str::FromStr,
     sync::Mutex,
     time::{Duration, Instant},
 };
@@ -51,9 +52,10 @@ pub(crate) struct Options {
     /// Multiply every deadline by this, on a machine that is slow or busy.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     patience: u32,
-    /// Run a case that failed again, up to so many times. It then passes, but is reported.
-    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=5))]
-    retries: u8,
+    /// Run only every N-th case, from the K-th on: N suites, each with its own K from 1 to N, share
+    /// the work.
+    #[arg(long, value_name = "K/N", default_value = "1/1")]
+    shard: Shard,
     /// Directory with what `lazaret-e2e prepare` made.
     #[arg(long, default_value_os_t = prepare::default_directory())]
     assets: PathBuf,
@@ -67,6 +69,27 @@ pub(crate) struct Options {
     /// which every case has of its own.
     #[arg(long, default_value = "/var/tmp/lazaret-e2e")]
     scratch: PathBuf,
+}
+
+/// One of several suites that share the cases.
+#[derive(Debug, Clone, Copy)]
+struct Shard {
+    /// Which, from 1.
+    number: usize,
+    /// How many there are.
+    of: usize,
+}
+
+impl FromStr for Shard {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parsed = text.split_once('/').and_then(|(number, of)| {
+            let (number, of) = (number.parse().ok()?, of.parse().ok()?);
+            (1..=of).contains(&number).then_some(Self { number, of })
+        });
+        parsed.ok_or("not K/N with K from 1 to N")
+    }
 }
 
 /// One case under one runtime.
@@ -95,8 +118,6 @@ struct Record {
     case: String,
     outcome: Outcome,
     reason: String,
-    /// Why it failed before, at attempts that were repeated.
-    repeated: Vec<String>,
     seconds: f64,
 }
 
@@ -144,6 +165,8 @@ impl Options {
         };
         cases::all()
             .filter(|(name, _)| chosen(name))
+            .skip(self.shard.number - 1)
+            .step_by(self.shard.of)
             .flat_map(|(name, case)| kinds.iter().map(move |&kind| (name.clone(), case, kind)))
             .enumerate()
             .map(|(number, (name, case, kind))| {
@@ -220,41 +243,25 @@ impl Options {
                 .map(|_| {
                     scope.spawn(|| {
                         while let Some(job) = next() {
-                            let record = self.run_job(&job)?;
+                            let record = self.run_job(&job);
                             print_record(&record);
                             if let Ok(mut records) = records.lock() {
                                 records.push(record);
                             }
                         }
-                        anyhow::Ok(())
                     })
                 })
                 .collect();
             for worker in workers {
-                match worker.join() {
-                    Ok(outcome) => outcome?,
-                    Err(_) => bail!("a worker of the suite panicked"),
+                if worker.join().is_err() {
+                    bail!("a worker of the suite panicked");
                 }
             }
             Ok(())
         })
     }
 
-    /// Runs a job, again if it fails and there are retries left.
-    fn run_job(&self, job: &Job) -> Result<Record> {
-        let mut repeated = Vec::new();
-        loop {
-            let mut record = self.attempt(job)?;
-            if record.outcome == Outcome::Failed && repeated.len() < usize::from(self.retries) {
-                repeated.push(record.reason);
-                continue;
-            }
-            record.repeated = repeated;
-            return Ok(record);
-        }
-    }
-
-    fn attempt(&self, job: &Job) -> Result<Record> {
+    fn run_job(&self, job: &Job) -> Record {
         let started = Instant::now();
         let (outcome, reason) = match self.skip_reason(job) {
             Some(reason) => (Outcome::Skipped, reason),
@@ -277,15 +284,13 @@ impl Options {
                 Err(error) => (Outcome::Failed, format!("{error:#}")),
             },
         };
-        let seconds = started.elapsed().as_secs_f64();
-        Ok(Record {
+        Record {
             runtime: job.kind,
             case: job.name.clone(),
             outcome,
             reason,
-            repeated: Vec::new(),
-            seconds,
-        })
+            seconds: started.elapsed().as_secs_f64(),
+        }
     }
 
     /// Runs a job in its own process.
@@ -333,12 +338,6 @@ impl Options {
                 record.case,
                 record.reason
             );
-        }
-        for record in records {
-            for failure in &record.repeated {
-                let (runtime, case) = (record.runtime.name(), &record.case);
-                println!("repeated: {runtime} {case}: {failure}");
-            }
         }
         let failed = count(Outcome::Failed);
         println!(

@@ -53,7 +53,8 @@ pub struct Host {
     pub mode: Mode,
     /// Memory in MiB. Three quarters of it can hold files the command writes.
     pub memory_mib: u32,
-    /// CPUs; [`Mode::Counted`] has always one.
+    /// CPUs; [`Mode::Counted`] has always one. With several, which QEMU runs on a thread each,
+    /// programs in guests and now and then the host's kernel crash: a few in a thousand guests.
     pub cpus: u32,
     /// The command is killed after this time, boot included.
     pub timeout: Option<Duration>,

@@ -27,8 +27,8 @@ struct Options {
     /// Memory in MiB.
     #[arg(long, default_value_t = 3072)]
     memory: u32,
-    /// CPUs.
-    #[arg(long, default_value_t = 2)]
+    /// CPUs. More than one are faster, but guests and now and then the host itself crash.
+    #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// Seconds after which the command is killed.
     #[arg(long)]

@@ -6,9 +6,11 @@
 mod deny;
 mod host;
 
+use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use emulated_host::{Command, Host, Streams};
 
@@ -101,19 +103,42 @@ fn end_to_end(options: &Options) -> Result<()> {
                 .env("LAZARET_CONFIG", products.config()),
         );
     }
+    let host = Host {
+        timeout: Some(E2E_TIMEOUT),
+        ..emu::default_host()?
+    };
+    // An emulated host has one CPU, so each CPU of this machine gets one.
+    let shards = thread::available_parallelism()?.get();
+    thread::scope(|scope| {
+        let hosts: Vec<_> = (1..=shards)
+            .map(|number| {
+                let (host, folder) = (&host, &products.folder);
+                scope.spawn(move || {
+                    run_shard(host, folder, full, &format!("{number}/{shards}"))
+                        .with_context(|| format!("part {number} of {shards}"))
+                })
+            })
+            .collect();
+        let results: Vec<Result<()>> = hosts
+            .into_iter()
+            .map(|host| host.join().expect("an emulated host's errors are results"))
+            .collect();
+        results.into_iter().collect()
+    })
+}
+
+/// A part of the suite in an emulated host of its own.
+fn run_shard(host: &Host, products: &Path, full: Option<&str>, shard: &str) -> Result<()> {
     // Off the machine's own file system, and out of the directories that the suite watches.
     let script = "cp -R \"$0\" /var/tmp/products && \
                   LAZARET_CONFIG=/var/tmp/products/config.toml \
                   exec /var/tmp/products/bin/lazaret-e2e \"$@\"";
     let mut command = Command::new(vec!["sh".into(), "-c".into(), script.into()])?;
-    command.arguments.push(products.folder.into());
+    command.arguments.push(products.into());
     command.arguments.extend(full.map(Into::into));
-    // Programs in an emulated guest crash now and then, and each repetition is reported.
-    command.arguments.extend(["--retries", "2"].map(Into::into));
-    let host = Host {
-        timeout: Some(E2E_TIMEOUT),
-        ..emu::default_host()?
-    };
+    // As many hosts as CPUs leave none to spare for the rest of the machine.
+    let options = ["--shard", shard, "--patience", "3"];
+    command.arguments.extend(options.map(Into::into));
     let outcome = host.run(&command, Streams::inherited()?)?;
     if outcome.status != 0 {
         bail!("lazaret-e2e ended with {}", outcome.status);

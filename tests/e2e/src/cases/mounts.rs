@@ -29,8 +29,10 @@ const CASES: &[Case] = &[
     case!(bind_takes_submounts_along),
     case!(bind_flags_hold),
     case!(destination_is_made),
-    case!(destination_stays_in_the_root)
-        .only(&[Kind::Runc, Kind::Lazaret], "crun refuses such a destination"),
+    case!(destination_stays_in_the_root).only(
+        &[Kind::Runc, Kind::Lazaret],
+        "crun refuses such a destination",
+    ),
     case!(order_of_mounts),
     case!(tmpfs_options),
     case!(tmpfs_mode_and_owner).only(
