@@ -15,7 +15,7 @@ use clap::Args;
 use emulated_host::{Command, Host, Streams};
 
 use crate::products::{self, cargo};
-use crate::{emu, process, run, tidy};
+use crate::{emu, packages, process, run, tidy};
 
 /// After this time the end-to-end tests are taken to hang.
 const E2E_TIMEOUT: Duration = Duration::from_secs(40 * 60);
@@ -94,7 +94,16 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// The suite of `tests/e2e`, with real VMs.
 fn end_to_end(options: &Options) -> Result<()> {
     let products = products::build(&["lazaret-e2e"])?;
-    crate::packages::ensure(&["runc"], "the runtime that proves the end-to-end cases")?;
+    packages::ensure(&["runc"], "the runtime that proves the end-to-end cases")?;
+    packages::ensure(
+        &["mmdebstrap", "e2fsprogs"],
+        "to make the userland of the end-to-end cases",
+    )?;
+    process::run(
+        std::process::Command::new(products.program("lazaret-e2e"))
+            .arg("prepare")
+            .env("CARGO", cargo().get_program()),
+    )?;
     let full = options.full.then_some("--full");
     if run::has_virtualisation() && rustix::process::geteuid().is_root() {
         return process::run(
