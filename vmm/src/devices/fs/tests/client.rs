@@ -35,8 +35,9 @@ pub(super) fn open_path(path: &Path) -> OwnedFd {
         .into()
 }
 
-pub(super) fn is_root() -> bool {
-    rustix::process::geteuid().is_root()
+/// Fails a test that needs root where it cannot run, instead of letting it pass.
+pub(super) fn assert_root() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
 }
 
 pub(super) struct Client {

@@ -13,7 +13,7 @@ use fuse_backend_rs::abi::fuse_abi::{
 };
 use vm_memory::ByteValued;
 
-use super::client::{Client, decode, dirent, is_root};
+use super::client::{Client, assert_root, decode, dirent};
 
 #[test]
 fn init_negotiates_what_the_share_can_do() {
@@ -307,10 +307,8 @@ fn unlinked_files_live_while_they_are_known() {
 #[test]
 fn special_files_are_made_but_never_opened() {
     let mut client = Client::new();
-    let mut kinds = vec![libc::S_IFIFO, libc::S_IFSOCK];
-    if is_root() {
-        kinds.extend([libc::S_IFCHR, libc::S_IFBLK]);
-    }
+    assert_root();
+    let kinds = [libc::S_IFIFO, libc::S_IFSOCK, libc::S_IFCHR, libc::S_IFBLK];
     for kind in kinds {
         let args = MknodIn {
             mode: kind | 0o644,
@@ -345,9 +343,7 @@ fn special_files_are_made_but_never_opened() {
 
 #[test]
 fn new_files_belong_to_the_caller() {
-    if !is_root() {
-        return;
-    }
+    assert_root();
     let mut client = Client::new();
     // Nobody but root may write here: whether this caller may is decided in the guest.
     fs::set_permissions(client.dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
@@ -391,9 +387,7 @@ fn new_files_belong_to_the_caller() {
 
 #[test]
 fn set_group_id_directories_hand_on_their_group() {
-    if !is_root() {
-        return;
-    }
+    assert_root();
     let mut client = Client::new();
     let dir = client.dir.path().join("shared");
     fs::create_dir(&dir).unwrap();
@@ -416,9 +410,7 @@ fn set_group_id_directories_hand_on_their_group() {
 
 #[test]
 fn writes_of_ordinary_users_clear_set_id_bits() {
-    if !is_root() {
-        return;
-    }
+    assert_root();
     const WRITE_KILL_PRIV: u32 = 4;
     let mut client = Client::new();
     let (entry, open) = client
@@ -738,9 +730,7 @@ fn statfs_shows_the_file_system_below() {
 
 #[test]
 fn other_file_systems_are_announced() {
-    if !is_root() {
-        return;
-    }
+    assert_root();
     // The machine's /dev/shm or /proc is another file system below /.
     let mut client = Client::new();
     client.serve(std::path::Path::new("/"));
