@@ -67,6 +67,7 @@ fn launch() -> Launch {
             nested: false,
             control: None,
             devices: vec![DeviceConfig::Rng],
+            spare_slots: 0,
         },
     }
 }

@@ -172,6 +172,7 @@ pub(crate) fn config(vcpus: u8, devices: Vec<DeviceConfig>) -> VmConfig {
         nested: false,
         control: None,
         devices,
+        spare_slots: 0,
     }
 }
 

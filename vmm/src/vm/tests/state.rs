@@ -113,7 +113,7 @@ fn a_running_vm_is_not_saved_and_a_misfit_not_restored() {
     assert!(matches!(
         error,
         StateError::Shape {
-            what: "devices",
+            what: "slots",
             saved: 0,
             present: 1
         }
