@@ -117,12 +117,7 @@ impl Vm {
             irqchips,
             clock: self.fd.get_clock().map_err(kvm("read the clock"))?,
             vcpus,
-            slots: self
-                .bus
-                .slots()
-                .iter()
-                .map(Slot::save)
-                .collect(),
+            slots: self.bus.slots().iter().map(Slot::save).collect(),
         })
     }
 

@@ -16,8 +16,14 @@ const SLOT: u32 = SLOTS_START as u32;
 
 /// Steps of a driver from power-on to readiness, with one queue of four descriptors at [`RING`].
 pub(super) fn drive(ring: &Ring) -> Vec<Step> {
-    let register = |offset: u32, value: u32| Step::Write(SLOT + offset, value);
-    let mut steps = enable_interrupt(slots::gsi(0));
+    drive_slot(0, ring)
+}
+
+/// As [`drive`], of the device in slot `slot`.
+pub(super) fn drive_slot(slot: usize, ring: &Ring) -> Vec<Step> {
+    let start = slots::slot_address(slot) as u32;
+    let register = |offset: u32, value: u32| Step::Write(start + offset, value);
+    let mut steps = enable_interrupt(slots::gsi(slot));
     steps.extend([
         register(0x70, 1),
         register(0x70, 3),
