@@ -18,7 +18,8 @@ pub(crate) use super::script::{INTERRUPTS, Step, enable_interrupt, kernel, scrip
 
 /// Guest memory of each test, in MiB.
 pub(crate) const MEMORY_MIB: u64 = 16;
-const DEADLINE: Duration = Duration::from_secs(60);
+/// How long a test waits for a guest before it fails.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
 
 /// `/dev/kvm`. Without it none of these tests can say anything.
 pub(crate) fn kvm() -> OwnedFd {

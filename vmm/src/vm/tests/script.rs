@@ -68,6 +68,10 @@ pub(crate) fn enable_interrupt(gsi: u32) -> Vec<Step> {
     let (select, window) = (0xfec0_0000, 0xfec0_0010);
     let entry = 0x10 + 2 * gsi;
     vec![
+        // The older interrupt controllers have the same inputs: what they deliver would be taken
+        // for the device's.
+        Step::Out(0x21, 0xff),
+        Step::Out(0xa1, 0xff),
         Step::Write(0xfee0_00f0, 0x1ff),
         Step::Write(select, entry + 1),
         Step::Write(window, 0),
