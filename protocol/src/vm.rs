@@ -53,6 +53,9 @@ pub struct VmConfig {
     pub control: Option<Fd>,
     /// Devices, in the order of their MMIO slots.
     pub devices: Vec<DeviceConfig>,
+    /// MMIO slots after those of `devices` that wait for [`ControlRequest::Attach`]. Slots are 32
+    /// at most, all in all. The guest's kernel looks at each when it starts, which takes time.
+    pub spare_slots: u8,
 }
 
 /// A virtio device.
@@ -134,10 +137,17 @@ pub enum ControlRequest {
     Pause,
     /// Lets them go on. Answer: [`ControlAnswer::Done`].
     Resume,
-    /// Adds a device that was not in the configuration; the descriptors come attached to this
-    /// frame and [`Fd`] counts them. Answer: [`ControlAnswer::Attached`].
+    /// Puts a device into the first spare slot; the descriptors come attached to the first byte of
+    /// this frame and [`Fd`] counts them. Answer: [`ControlAnswer::Attached`].
+    ///
+    /// virtio-mmio has no way to tell the guest: whoever attaches has its kernel look again. Linux
+    /// does when the slot's name is written to `/sys/bus/platform/drivers/virtio-mmio/bind`. That
+    /// name is `virtio-mmio.N`, where `N` is the slot if the command line names no other devices.
     Attach(DeviceConfig),
-    /// Takes a device away. Answer: [`ControlAnswer::Done`].
+    /// Takes a device away; its slot is spare afterwards. Answer: [`ControlAnswer::Done`].
+    ///
+    /// Refused while a driver of the guest holds the device, which writing the slot's name to
+    /// `unbind`, beside `bind`, ends. A guest that does not let go keeps its device.
     Detach {
         /// MMIO slot of the device.
         slot: u32,
@@ -186,6 +196,8 @@ pub struct Description {
     pub paused: bool,
     /// Devices by MMIO slot: kind (`vsock`, `fs`, …) and state (`reset`, `active`, `needs-reset`).
     pub devices: Vec<(u32, String, String)>,
+    /// MMIO slots without a device, ascending.
+    pub spare_slots: Vec<u32>,
 }
 
 /// Why a VM ended.

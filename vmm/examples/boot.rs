@@ -91,6 +91,7 @@ fn main() -> Result<()> {
             nested: false,
             control: None,
             devices,
+            spare_slots: 0,
         },
     };
     let (ours, theirs) = UnixStream::pair()?;

@@ -114,5 +114,6 @@ pub(super) fn vm_config(id: &str, config: &Config, size: Size, console: bool) ->
         nested: false,
         control: Some(FdIndex::Control.fd()),
         devices,
+        spare_slots: 0,
     }
 }

@@ -10,7 +10,7 @@ use lazaret_protocol::{
     vm::{ControlReply, ControlRequest},
 };
 
-use crate::wire::FrameReader;
+use crate::{fds::Fds, wire::FrameReader};
 
 /// How far a connection came.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,17 +55,18 @@ impl Connection {
     /// Goes on as far as it can without waiting, one request at most: others want their turn.
     pub(super) fn serve(
         &mut self,
-        answer: &mut dyn FnMut(ControlRequest) -> ControlReply,
+        answer: &mut dyn FnMut(ControlRequest, &mut Fds) -> ControlReply,
     ) -> Progress {
         if self.reply.is_empty() {
             match self.reader.read(&self.socket) {
                 Ok(Some(frame)) => {
-                    // Descriptors that no request uses are closed here.
+                    // Descriptors that the request does not use are closed with this.
+                    let mut fds = Fds::new(frame.fds);
                     let Ok(request) = frame::decode(&frame.payload) else {
                         return Progress::Closed;
                     };
                     self.shutdown = request == ControlRequest::Shutdown;
-                    match frame::encode(&answer(request)) {
+                    match frame::encode(&answer(request, &mut fds)) {
                         Ok(reply) => self.reply = reply,
                         Err(error) => {
                             tracing::error!(%error, "control reply cannot be sent");

@@ -16,7 +16,7 @@ use lazaret_protocol::{
 };
 use rustix::event::epoll::{self, EventData, EventFlags};
 
-use crate::vm::Vm;
+use crate::{fds::Fds, launch::one_line, vm::Vm};
 
 mod connection;
 #[cfg(test)]
@@ -142,7 +142,7 @@ impl Server {
     fn serve_launch(&mut self) -> Option<ExitReason> {
         match self
             .launch
-            .serve(&mut |request| answer(&mut self.vm, request))
+            .serve(&mut |request, fds| answer(&mut self.vm, request, fds))
         {
             Progress::Waiting { output } => {
                 let flags = interest(output);
@@ -164,7 +164,10 @@ impl Server {
         let client = slot.as_mut()?;
         client.active = self.events;
         let vm = &mut self.vm;
-        match client.connection.serve(&mut |request| answer(vm, request)) {
+        match client
+            .connection
+            .serve(&mut |request, fds| answer(vm, request, fds))
+        {
             Progress::Waiting { output } => {
                 let socket = client.connection.socket();
                 let token = Token::Client(index).data();
@@ -234,8 +237,9 @@ fn interest(output: bool) -> EventFlags {
     }
 }
 
-/// Does what `request` asks. `Shutdown` is the server's to act on.
-fn answer(vm: &mut Vm, request: ControlRequest) -> ControlReply {
+/// Does what `request` asks, with the descriptors that came with it. `Shutdown` is the server's to
+/// act on.
+fn answer(vm: &mut Vm, request: ControlRequest, fds: &mut Fds) -> ControlReply {
     tracing::debug!(?request, "control request");
     match request {
         ControlRequest::Describe => Ok(ControlAnswer::Description(vm.describe())),
@@ -256,9 +260,14 @@ fn answer(vm: &mut Vm, request: ControlRequest) -> ControlReply {
                 ControlAnswer::Console(output)
             })
             .ok_or_else(|| "this VM has no console".to_owned()),
-        ControlRequest::Attach(_) | ControlRequest::Detach { .. } => {
-            Err("devices of a running VM cannot be changed".to_owned())
-        }
+        ControlRequest::Attach(config) => vm
+            .attach(&config, fds)
+            .map(|slot| ControlAnswer::Attached { slot })
+            .map_err(|error| one_line(&error)),
+        ControlRequest::Detach { slot } => vm
+            .detach(slot)
+            .map(|()| ControlAnswer::Done)
+            .map_err(|error| one_line(&error)),
         ControlRequest::Shutdown => Ok(ControlAnswer::Done),
     }
 }

@@ -103,7 +103,7 @@ fn both_sockets_serve_requests() {
     assert!(counters.is_sorted());
     assert!(counters.iter().any(|(name, _)| name == "rng.0.bytes"));
     assert!(ask(&client, &ControlRequest::Console).is_err());
-    assert!(ask(&client, &ControlRequest::Detach { slot: 0 }).is_err());
+    assert!(ask(&client, &ControlRequest::Detach { slot: 1 }).is_err());
     assert_eq!(bench.end(), ExitReason::Shutdown);
 }
 

@@ -9,35 +9,31 @@ use std::{
 };
 
 use kvm_bindings::kvm_userspace_memory_region;
-use kvm_ioctls::{Cap, IoEventAddress, Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use lazaret_protocol::vm::VmConfig;
 use vm_memory::{Address, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::{
     Vm,
     end::End,
     memory::{self, MemoryError},
+    slots::{self, PlugError, SLOTS_MAX},
 };
 use crate::{
-    boot::{self, BootError, Image, cmdline, mptable},
+    boot::{self, BootError, Image, cmdline},
     bus::Bus,
-    devices::{self, DeviceError},
+    devices,
     fds::{FdError, Fds},
     vcpu::{
         Vcpu,
         cpuid::{self, Template},
         kick,
     },
-    virtio::mmio::{Doorbells, SLOT_BYTES, SLOTS_START, Slot},
+    virtio::mmio::{SLOT_BYTES, Slot},
 };
 
 /// Most vCPUs of a VM.
 pub const VCPUS_MAX: u8 = 64;
-/// Most devices of a VM: their entries fit into the kernel's command line with room to spare.
-pub const DEVICES_MAX: usize = 32;
-/// First interrupt of a device: those below belong to a PC's timer, keyboard and serial ports.
-pub const GSI_START: u32 = 5;
 
 const KVM_API_VERSION: i32 = 12;
 /// Three pages for the task state segment and one for page tables that KVM needs on Intel hosts
@@ -67,11 +63,13 @@ pub enum BuildError {
         /// What was asked for.
         count: u8,
     },
-    /// There are too many devices.
-    #[error("devices: {count} are more than {DEVICES_MAX}")]
-    Devices {
-        /// What was asked for.
-        count: usize,
+    /// There are too many slots.
+    #[error("devices: {devices} and spare_slots: {spare} are more than {SLOTS_MAX} slots")]
+    Slots {
+        /// Slots with a device.
+        devices: usize,
+        /// Slots without.
+        spare: u8,
     },
     /// The descriptor is of something else, or of an ancient host.
     #[error("kvm: descriptor is not /dev/kvm, or its API version is not {KVM_API_VERSION}")]
@@ -92,7 +90,7 @@ pub enum BuildError {
         slot: usize,
         /// Why.
         #[source]
-        source: DeviceError,
+        source: PlugError,
     },
     /// The guest cannot be loaded.
     #[error(transparent)]
@@ -131,24 +129,6 @@ pub(super) fn host(what: &'static str) -> impl Fn(io::Error) -> BuildError {
     move |source| BuildError::Host { what, source }
 }
 
-/// ioeventfds of a KVM VM.
-struct Ioeventfds(Arc<VmFd>);
-
-impl Doorbells for Ioeventfds {
-    fn connect(&self, address: u64, value: u32, event: &EventFd) -> io::Result<()> {
-        self.0
-            .register_ioevent(event, &IoEventAddress::Mmio(address), value)
-            .map_err(Into::into)
-    }
-
-    fn disconnect(&self, address: u64, value: u32, event: &EventFd) {
-        // Fails only when it was not connected.
-        let _ = self
-            .0
-            .unregister_ioevent(event, &IoEventAddress::Mmio(address), value);
-    }
-}
-
 /// Makes the VM that `config` describes and loads its guest; nothing runs yet.
 ///
 /// # Errors
@@ -161,15 +141,16 @@ pub fn boot(config: &VmConfig, fds: &mut Fds) -> Result<Vm, BuildError> {
         .map(|fd| fds.take("initramfs", fd))
         .transpose()?
         .map(File::from);
-    let devices = (0..config.devices.len()).map(|slot| cmdline::Device {
-        address: slot_address(slot),
+    // Spare slots too: a kernel that finds no device there keeps the place.
+    let slots = (0..slot_count(config)).map(|slot| cmdline::Device {
+        address: slots::slot_address(slot),
         window_kib: SLOT_BYTES >> 10,
-        gsi: gsi(slot),
+        gsi: slots::gsi(slot),
     });
     let image = Image {
         kernel,
         initramfs,
-        command_line: cmdline::with_devices(&config.command_line, devices),
+        command_line: cmdline::with_devices(&config.command_line, slots),
         vcpus: config.vcpus,
     };
     let entry = boot::load(&vm.memory, &image)?;
@@ -187,9 +168,9 @@ pub fn assemble(config: &VmConfig, fds: &mut Fds) -> Result<Vm, BuildError> {
     if !(1..=VCPUS_MAX).contains(&count) {
         return Err(BuildError::Vcpus { count });
     }
-    let count = config.devices.len();
-    if count > DEVICES_MAX {
-        return Err(BuildError::Devices { count });
+    if slot_count(config) > SLOTS_MAX {
+        let (devices, spare) = (config.devices.len(), config.spare_slots);
+        return Err(BuildError::Slots { devices, spare });
     }
     let kvm_device = open_kvm(fds.take("kvm", config.kvm)?)?;
     let memory = memory::create(config.memory_mib, config.huge_pages)?;
@@ -248,27 +229,30 @@ fn attach_memory(fd: &VmFd, memory: &GuestMemoryMmap) -> Result<(), BuildError> 
     Ok(())
 }
 
+/// All slots, the configured devices in the first of them.
 fn make_slots(
     config: &VmConfig,
     fds: &mut Fds,
     fd: &Arc<VmFd>,
     memory: &GuestMemoryMmap,
 ) -> Result<Vec<Slot>, BuildError> {
-    let mut slots = Vec::with_capacity(config.devices.len());
-    for (slot, device_config) in config.devices.iter().enumerate() {
-        let device = devices::from_config(device_config, fds)
-            .map_err(|source| BuildError::Device { slot, source })?;
-        let irq = EventFd::new(EFD_NONBLOCK).map_err(host("make an event"))?;
-        fd.register_irqfd(&irq, gsi(slot))
-            .map_err(kvm("register an irqfd"))?;
-        let doorbells = Box::new(Ioeventfds(Arc::clone(fd)));
-        let address = slot_address(slot);
-        slots.push(
-            Slot::new(device, memory.clone(), address, Arc::new(irq), doorbells)
-                .map_err(host("make an event"))?,
-        );
+    let slots: Vec<_> = (0..slot_count(config))
+        .map(|index| Slot::spare(slots::slot_address(index)))
+        .collect();
+    for (index, (device_config, slot)) in config.devices.iter().zip(&slots).enumerate() {
+        devices::from_config(device_config, fds)
+            .map_err(PlugError::from)
+            .and_then(|device| slots::plug(device, slot, index, fd, memory))
+            .map_err(|source| BuildError::Device {
+                slot: index,
+                source,
+            })?;
     }
     Ok(slots)
+}
+
+fn slot_count(config: &VmConfig) -> usize {
+    config.devices.len() + usize::from(config.spare_slots)
 }
 
 fn make_vcpus(config: &VmConfig, device: &Kvm, fd: &VmFd) -> Result<Vec<Vcpu>, BuildError> {
@@ -292,17 +276,4 @@ fn make_vcpus(config: &VmConfig, device: &Kvm, fd: &VmFd) -> Result<Vec<Vcpu>, B
             Vcpu::new(vcpu, signal).map_err(host("map a vCPU"))
         })
         .collect()
-}
-
-/// Guest address of device `slot`.
-pub fn slot_address(slot: usize) -> u64 {
-    SLOTS_START + slot as u64 * SLOT_BYTES
-}
-
-/// Interrupt of device `slot`. From the twentieth on devices share: interrupts are edges, and each
-/// edge makes the kernel ask every device on the line.
-pub fn gsi(slot: usize) -> u32 {
-    let lines = usize::from(mptable::IOAPIC_PINS) - GSI_START as usize;
-    let line = u32::try_from(slot % lines).expect("there are 24 lines at most");
-    GSI_START + line
 }

@@ -11,12 +11,14 @@ use crate::{
     boot::Entry,
     bus::Bus,
     vcpu::{Vcpu, msrs, regs},
+    virtio::mmio::Transport,
 };
 
 pub mod builder;
 pub mod end;
 pub mod memory;
 mod save;
+pub mod slots;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -92,7 +94,7 @@ impl Vm {
             return Ok(());
         }
         for slot in self.bus.slots() {
-            slot.transport().resume();
+            slot.with_transport(Transport::resume);
         }
         for (index, vcpu) in self.vcpus.iter_mut().enumerate() {
             vcpu.resume(&format!("vcpu{index}"), &self.bus, &self.end)?;
@@ -116,7 +118,7 @@ impl Vm {
             let _ = vcpu.with_fd(kvm_ioctls::VcpuFd::kvmclock_ctrl);
         }
         for slot in self.bus.slots() {
-            slot.transport().pause();
+            slot.with_transport(Transport::pause);
         }
         self.paused = true;
     }
@@ -130,11 +132,16 @@ impl Vm {
     pub fn describe(&self) -> Description {
         let devices = (0..)
             .zip(self.bus.slots())
-            .map(|(index, slot)| {
-                let transport = slot.transport();
-                let kind = transport.device().kind().to_owned();
-                (index, kind, transport.state_name().to_owned())
+            .filter_map(|(index, slot)| {
+                slot.with_transport(|transport| {
+                    let kind = transport.device().kind().to_owned();
+                    (index, kind, transport.state_name().to_owned())
+                })
             })
+            .collect();
+        let spare_slots = (0..)
+            .zip(self.bus.slots())
+            .filter_map(|(index, slot)| slot.is_spare().then_some(index))
             .collect();
         Description {
             name: self.name.clone(),
@@ -143,6 +150,7 @@ impl Vm {
             vcpus: u8::try_from(self.vcpus.len()).expect("there are 64 vCPUs at most"),
             paused: self.paused,
             devices,
+            spare_slots,
         }
     }
 
@@ -154,10 +162,12 @@ impl Vm {
                 .each(&mut |name, value| all.push((format!("vcpu.{index}.{name}"), value)));
         }
         for (index, slot) in self.bus.slots().iter().enumerate() {
-            let transport = slot.transport();
-            let device = transport.device();
-            let kind = device.kind();
-            device.counters(&mut |name, value| all.push((format!("{kind}.{index}.{name}"), value)));
+            slot.with_transport(|transport| {
+                let device = transport.device();
+                let kind = device.kind();
+                let mut report = |name, value| all.push((format!("{kind}.{index}.{name}"), value));
+                device.counters(&mut report);
+            });
         }
         all.sort();
         all
@@ -168,7 +178,7 @@ impl Vm {
         self.bus
             .slots()
             .iter()
-            .find_map(|slot| slot.transport().device().output())
+            .find_map(|slot| slot.with_transport(|transport| transport.device().output())?)
     }
 }
 

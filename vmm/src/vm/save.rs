@@ -11,7 +11,7 @@ use crate::{
         msrs::{self, MsrError},
         save::{self as vcpu_state, VcpuState},
     },
-    virtio::mmio::{TransportRestoreError, TransportState},
+    virtio::mmio::{Slot, TransportRestoreError, TransportState},
 };
 
 /// Everything that makes up a paused VM but the content of guest memory.
@@ -21,7 +21,8 @@ pub struct VmState {
     pub(super) irqchips: Vec<kvm_irqchip>,
     pub(super) clock: kvm_clock_data,
     pub(super) vcpus: Vec<VcpuState>,
-    pub(super) slots: Vec<TransportState>,
+    /// `None` for a spare slot.
+    pub(super) slots: Vec<Option<TransportState>>,
 }
 
 /// Why a VM's state could not be read or written.
@@ -33,7 +34,7 @@ pub enum StateError {
     /// The state is of a VM of another shape.
     #[error("state has {saved} {what}, the VM {present}")]
     Shape {
-        /// `vCPUs`, `devices`, `MiB of memory`.
+        /// `vCPUs`, `slots`, `MiB of memory`.
         what: &'static str,
         /// Number in the state.
         saved: u64,
@@ -116,17 +117,13 @@ impl Vm {
             irqchips,
             clock: self.fd.get_clock().map_err(kvm("read the clock"))?,
             vcpus,
-            slots: self
-                .bus
-                .slots()
-                .iter()
-                .map(|slot| slot.transport().save())
-                .collect(),
+            slots: self.bus.slots().iter().map(Slot::save).collect(),
         })
     }
 
     /// Makes a fresh VM of the same configuration what `state` says; its memory must hold what it
-    /// held. The VM is paused afterwards.
+    /// held, and its slots the devices that they had ([`attach_to`](Self::attach_to)). The VM is
+    /// paused afterwards.
     ///
     /// # Errors
     /// When the VM runs, the state does not fit, or KVM refuses; the VM is then unusable.
@@ -137,7 +134,7 @@ impl Vm {
         let slots = self.bus.slots();
         same("MiB of memory", state.memory_mib, self.memory_mib)?;
         same("vCPUs", state.vcpus.len() as u64, self.vcpus.len() as u64)?;
-        same("devices", state.slots.len() as u64, slots.len() as u64)?;
+        same("slots", state.slots.len() as u64, slots.len() as u64)?;
         for chip in &state.irqchips {
             self.fd
                 .set_irqchip(chip)
@@ -155,8 +152,7 @@ impl Vm {
         }
         for (slot, (present, saved)) in slots.iter().zip(&state.slots).enumerate() {
             present
-                .transport()
-                .restore(saved)
+                .restore(saved.as_ref())
                 .map_err(|source| StateError::Device { slot, source })?;
         }
         Ok(())

@@ -7,6 +7,8 @@ use super::{builder, memory};
 use crate::{boot, fds::FdError, virtio::mmio::SLOTS_START};
 
 pub(crate) mod guest;
+mod script;
+mod slots;
 mod state;
 mod virtio;
 

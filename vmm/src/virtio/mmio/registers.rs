@@ -37,6 +37,16 @@ pub(super) const VERSION_VALUE: u32 = 2;
 /// `LZRT`, little-endian.
 pub(super) const VENDOR_VALUE: u32 = 0x5452_5a4c;
 
+/// Register at `offset` of a slot without a device: what a driver must find to look at the device
+/// id at all, and zeros.
+pub(super) fn read_placeholder(offset: u64) -> u32 {
+    match offset {
+        MAGIC => MAGIC_VALUE,
+        VERSION => VERSION_VALUE,
+        _ => 0,
+    }
+}
+
 /// `VIRTIO_F_VERSION_1`.
 pub(super) const FEATURE_VERSION_1: u64 = 1 << 32;
 /// `VIRTIO_F_EVENT_IDX`.

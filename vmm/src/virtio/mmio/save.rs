@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
+    Slot,
     queues::QueueSetup,
     registers::Status,
     transport::{Transport, Work},
@@ -33,9 +34,9 @@ pub enum TransportRestoreError {
     /// The state belongs to another kind of device.
     #[error("state is of device type {saved}, the slot has type {present}")]
     Device {
-        /// Type in the state.
+        /// Type in the state; 0 for a spare slot.
         saved: u32,
-        /// Type in the slot.
+        /// Type in the slot; 0 for a spare slot.
         present: u32,
     },
     /// The number of queues differs.
@@ -52,6 +53,35 @@ pub enum TransportRestoreError {
     /// The device refused its state.
     #[error("device")]
     State(#[source] RestoreError),
+}
+
+impl Slot {
+    /// The state of its device, which must be paused, or never have been active; `None` when the
+    /// slot is spare.
+    pub fn save(&self) -> Option<TransportState> {
+        self.with_transport(|transport| transport.save())
+    }
+
+    /// Takes over what [`save`](Self::save) returned, into a fresh slot with the same device, or
+    /// none.
+    ///
+    /// # Errors
+    /// As [`Transport::restore`], and when one is spare and the other is not.
+    pub fn restore(&self, state: Option<&TransportState>) -> Result<(), TransportRestoreError> {
+        let saved = state.map_or(0, |state| state.device_type);
+        let restored = self.with_transport(|transport| match state {
+            Some(state) => transport.restore(state),
+            None => {
+                let present = transport.device.device_type();
+                Err(TransportRestoreError::Device { saved, present })
+            }
+        });
+        match (restored, state) {
+            (Some(result), _) => result,
+            (None, None) => Ok(()),
+            (None, Some(_)) => Err(TransportRestoreError::Device { saved, present: 0 }),
+        }
+    }
 }
 
 impl Transport {

@@ -9,13 +9,14 @@ use proptest::prelude::*;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::{Doorbells, SLOTS_START, Slot, TransportRestoreError};
+use super::{Doorbells, SLOTS_START, Slot, Transport, TransportRestoreError};
 use crate::virtio::{
     device::{ActivateError, Activation, ActiveQueue, RestoreError, VirtioDevice},
     mock::{MEMORY_BYTES, Malformed, RINGS_START, Ring},
 };
 
 mod malformed;
+mod slots;
 
 const FEATURES: u64 = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 5;
 const QUEUE_SIZES: [u16; 2] = [16, 256];
@@ -157,10 +158,10 @@ impl Bench {
         let irq = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
         let probe = Probe::default();
         let log = Arc::clone(&probe.log);
-        let slot = Slot::new(
+        let slot = Slot::spare(SLOTS_START);
+        slot.insert(
             Box::new(probe),
             memory.clone(),
-            SLOTS_START,
             Arc::clone(&irq),
             Box::new(bells.clone()),
         )
@@ -220,6 +221,18 @@ impl Bench {
         self.set_up_queue(0, &self.ring(0, 16));
         self.set_up_queue(1, &self.ring(1, 128));
         self.write(0x70, 15);
+    }
+
+    /// Whether queue `index` was notified; takes it.
+    fn notified(&self, index: usize) -> bool {
+        let lines = self.slot.lines.load_full().unwrap();
+        lines.notifiers[index].read().is_ok()
+    }
+
+    fn state_name(&self) -> &'static str {
+        self.slot
+            .with_transport(|transport| transport.state_name())
+            .unwrap()
     }
 
     fn activations(&self) -> usize {
@@ -342,10 +355,10 @@ fn a_device_that_gives_up_says_so_until_it_is_reset() {
     assert_eq!(bench.irq.read().unwrap(), 1);
     bench.write(0x64, 2);
     assert_eq!(bench.read(0x60), 0);
-    assert_eq!(bench.slot.transport().state_name(), "needs-reset");
+    assert_eq!(bench.state_name(), "needs-reset");
     bench.write(0x70, 0);
     assert_eq!(bench.read(0x70), 0);
-    assert_eq!(bench.slot.transport().state_name(), "reset");
+    assert_eq!(bench.state_name(), "reset");
 }
 
 #[test]
@@ -371,7 +384,7 @@ fn notifications_work_without_ioeventfds() {
     bench.write(0x50, 1);
     bench.write(0x50, 7);
     bench.write(0x50, u32::MAX);
-    let notified = |index: usize| bench.slot.notifiers[index].read().is_ok();
+    let notified = |index| bench.notified(index);
     assert!(!notified(0));
     assert!(notified(1));
 }
@@ -410,19 +423,19 @@ fn a_saved_slot_goes_on_in_another() {
         .clone()
         .unwrap()
         .signal_used();
-    first.slot.transport().pause();
-    let state = first.slot.transport().save();
+    first.slot.with_transport(Transport::pause);
+    let state = first.slot.save();
 
     let second = Bench::new();
-    second.slot.transport().restore(&state).unwrap();
-    assert_eq!(second.slot.transport().save(), state);
+    second.slot.restore(state.as_ref()).unwrap();
+    assert_eq!(second.slot.save(), state);
     assert_eq!(second.activations(), 0);
-    second.slot.transport().resume();
+    second.slot.with_transport(Transport::resume);
     assert_eq!(second.read(0x70), 15);
     assert_eq!(second.read(0x60), 1);
     assert!(second.irq.read().is_ok());
     // What was made available before the pause is looked at.
-    assert!(second.slot.notifiers[0].read().is_ok());
+    assert!(second.notified(0));
     let activations = second.log.lock().unwrap().activations.clone();
     assert_eq!(activations, first.log.lock().unwrap().activations);
 }
@@ -431,13 +444,13 @@ fn a_saved_slot_goes_on_in_another() {
 fn a_state_that_does_not_fit_is_refused() {
     let first = Bench::new();
     first.start();
-    first.slot.transport().pause();
-    let state = first.slot.transport().save();
-    let encoded = postcard::to_allocvec(&state).unwrap();
+    first.slot.with_transport(Transport::pause);
+    let state = first.slot.save();
+    let encoded = postcard::to_allocvec(&state.unwrap()).unwrap();
     let refused = |change: &dyn Fn(&mut super::TransportState)| {
         let mut state = postcard::from_bytes(&encoded).unwrap();
         change(&mut state);
-        Bench::new().slot.transport().restore(&state).unwrap_err()
+        Bench::new().slot.restore(Some(&state)).unwrap_err()
     };
     use TransportRestoreError as Error;
     assert!(matches!(

@@ -106,6 +106,13 @@ impl Transport {
         }
     }
 
+    /// Whether a driver of the guest has the device. One that let go of it leaves `ACKNOWLEDGE` at
+    /// most (which Linux sets again after the reset), one that gave up has set `FAILED`.
+    pub(super) fn is_driven(&self) -> bool {
+        self.status.intersects(Status::DRIVER | Status::DRIVER_OK)
+            && !self.status.contains(Status::FAILED)
+    }
+
     pub(super) fn read(&self, offset: u64) -> u32 {
         match offset {
             registers::MAGIC => registers::MAGIC_VALUE,
@@ -199,7 +206,7 @@ impl Transport {
         }
     }
 
-    fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         self.device.reset();
         self.work = Work::Stopped;
         for index in std::mem::take(&mut self.connected) {

@@ -19,7 +19,7 @@ use crate::{
 const MARK: u32 = RESULT + 0x100;
 const RELEASE: u32 = RESULT + 0x104;
 
-fn copy_memory(from: &Vm, to: &Vm) {
+pub(super) fn copy_memory(from: &Vm, to: &Vm) {
     let region = from.memory.iter().next().unwrap();
     let mut content = vec![0; region.len() as usize];
     from.memory
@@ -43,7 +43,7 @@ fn run_to_mark(vm: &mut Vm) {
     vm.pause();
 }
 
-fn through_the_wire(state: &VmState) -> VmState {
+pub(super) fn through_the_wire(state: &VmState) -> VmState {
     postcard::from_bytes(&postcard::to_allocvec(state).unwrap()).unwrap()
 }
 
@@ -113,7 +113,7 @@ fn a_running_vm_is_not_saved_and_a_misfit_not_restored() {
     assert!(matches!(
         error,
         StateError::Shape {
-            what: "devices",
+            what: "slots",
             saved: 0,
             present: 1
         }

@@ -7,7 +7,7 @@ use vm_memory::{Bytes, GuestAddress};
 use super::guest::{self, INTERRUPTS, Step, boot, enable_interrupt, script, wait};
 use crate::{
     virtio::{mmio::SLOTS_START, mock::Ring},
-    vm::builder,
+    vm::slots,
 };
 
 pub(super) const RING: u64 = 0x30_0000;
@@ -16,8 +16,14 @@ const SLOT: u32 = SLOTS_START as u32;
 
 /// Steps of a driver from power-on to readiness, with one queue of four descriptors at [`RING`].
 pub(super) fn drive(ring: &Ring) -> Vec<Step> {
-    let register = |offset: u32, value: u32| Step::Write(SLOT + offset, value);
-    let mut steps = enable_interrupt(builder::gsi(0));
+    drive_slot(0, ring)
+}
+
+/// As [`drive`], of the device in slot `slot`.
+pub(super) fn drive_slot(slot: usize, ring: &Ring) -> Vec<Step> {
+    let start = slots::slot_address(slot) as u32;
+    let register = |offset: u32, value: u32| Step::Write(start + offset, value);
+    let mut steps = enable_interrupt(slots::gsi(slot));
     steps.extend([
         register(0x70, 1),
         register(0x70, 3),
@@ -68,11 +74,11 @@ fn a_guest_gets_random_bytes_by_interrupt() {
 
 #[test]
 fn devices_beyond_the_interrupt_lines_share_them() {
-    assert_eq!(builder::gsi(0), 5);
-    assert_eq!(builder::gsi(18), 23);
-    assert_eq!(builder::gsi(19), 5);
+    assert_eq!(slots::gsi(0), 5);
+    assert_eq!(slots::gsi(18), 23);
+    assert_eq!(slots::gsi(19), 5);
     // All can be registered, and the last device is where the command line says.
-    let last = builder::slot_address(31) as u32;
+    let last = slots::slot_address(31) as u32;
     let steps = [Step::Read(last, super::RESULT)];
     let mut vm = boot(script(&steps), vec![DeviceConfig::Rng; 32]).unwrap();
     vm.resume().unwrap();

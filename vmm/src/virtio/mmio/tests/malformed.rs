@@ -9,7 +9,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::{Bells, MEMORY_BYTES, Malformed, RINGS_START, Ring};
 use crate::{
     devices::rng::Rng,
-    virtio::mmio::{SLOTS_START, Slot},
+    virtio::mmio::{SLOTS_START, Slot, Transport},
     virtio::mock::{Buffer, DEADLINE},
 };
 
@@ -20,7 +20,9 @@ fn slot(memory: &GuestMemoryMmap) -> Slot {
     let irq = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
     let device = Box::new(Rng::default());
     let bells = Box::new(Bells::default());
-    Slot::new(device, memory.clone(), SLOTS_START, irq, bells).unwrap()
+    let slot = Slot::spare(SLOTS_START);
+    slot.insert(device, memory.clone(), irq, bells).unwrap();
+    slot
 }
 
 fn write(slot: &Slot, offset: u64, value: u32) {
@@ -73,8 +75,8 @@ fn broken_rings_harm_nobody_else() {
         write(&slot, 0x50, 0);
         wait(|| status(&slot) & 64 != 0 || ring.used_index() != 0);
         // It can be paused, and reset, whatever it made of it.
-        slot.transport().pause();
-        slot.transport().resume();
+        slot.with_transport(Transport::pause);
+        slot.with_transport(Transport::resume);
         write(&slot, 0x70, 0);
         assert_eq!(status(&slot), 0, "{how:?}");
 

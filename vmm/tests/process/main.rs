@@ -2,25 +2,20 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{
-    fs::File,
-    io::{IoSlice, Read, Write},
-    mem::MaybeUninit,
-    os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
-        unix::net::UnixStream,
-    },
-    process::{Child, Command, Stdio},
-};
+use std::{fs::File, os::fd::OwnedFd, process::Command};
 
 use lazaret_protocol::{
     VERSION, frame,
-    vm::{
-        ControlAnswer, ControlReply, ControlRequest, DeviceConfig, ExitReason, Fd, Launch,
-        Launched, VmConfig,
-    },
+    vm::{ControlAnswer, ControlReply, ControlRequest, ExitReason, Fd, Launch, Launched},
 };
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+mod attach;
+#[path = "../../src/vm/tests/script.rs"]
+#[allow(dead_code, reason = "the crate's own tests use the rest")]
+mod script;
+mod vmm;
+
+use vmm::{Vmm, fds, launch};
 
 /// `mov $0xfe, %al; out %al, $0x64`
 const RESET: &[u8] = &[0xb0, 0xfe, 0xe6, 0x64];
@@ -30,103 +25,6 @@ const PANIC: &[u8] = &[
 ];
 /// `jmp .`
 const SPIN: &[u8] = &[0xeb, 0xfe];
-
-/// An ELF kernel of raw 64-bit code.
-fn kernel(code: &[u8]) -> File {
-    const ADDRESS: u64 = 0x10_0000;
-    let mut image = b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x02\0\x3e\0\x01\0\0\0".to_vec();
-    image.extend([ADDRESS, 64, 0].into_iter().flat_map(u64::to_le_bytes));
-    image.extend(0_u32.to_le_bytes());
-    image.extend(
-        [64_u16, 56, 1, 0, 0, 0]
-            .into_iter()
-            .flat_map(u16::to_le_bytes),
-    );
-    image.extend([1_u32, 7].into_iter().flat_map(u32::to_le_bytes));
-    let bytes = code.len() as u64;
-    let fields = [120, ADDRESS, ADDRESS, bytes, bytes, 1];
-    image.extend(fields.into_iter().flat_map(u64::to_le_bytes));
-    image.extend(code);
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&image).unwrap();
-    file
-}
-
-fn launch() -> Launch {
-    Launch {
-        version: VERSION,
-        vm: VmConfig {
-            name: "sandbox-1".into(),
-            kvm: Fd(0),
-            kernel: Fd(1),
-            initramfs: None,
-            command_line: String::new(),
-            memory_mib: 16,
-            huge_pages: false,
-            vcpus: 1,
-            nested: false,
-            control: None,
-            devices: vec![DeviceConfig::Rng],
-        },
-    }
-}
-
-/// `/dev/kvm` and a kernel of `code`.
-fn fds(code: &[u8]) -> Vec<OwnedFd> {
-    let kvm = File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .expect("these tests need /dev/kvm, readable and writable");
-    vec![kvm.into(), kernel(code).into()]
-}
-
-struct Vmm {
-    process: Child,
-    socket: UnixStream,
-}
-
-impl Vmm {
-    fn start() -> Self {
-        let (socket, theirs) = UnixStream::pair().unwrap();
-        rustix::io::fcntl_setfd(&theirs, rustix::io::FdFlags::empty()).unwrap();
-        let process = Command::new(env!("CARGO_BIN_EXE_lazaret-vmm"))
-            .args(["--launch-fd", &theirs.as_raw_fd().to_string()])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        Self { process, socket }
-    }
-
-    fn send(&self, bytes: &[u8], fds: &[OwnedFd]) {
-        let borrowed: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
-        let mut control = SendAncillaryBuffer::new(&mut space);
-        if !borrowed.is_empty() {
-            assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
-        }
-        let part = [IoSlice::new(bytes)];
-        let sent = sendmsg(&self.socket, &part, &mut control, SendFlags::empty()).unwrap();
-        assert_eq!(sent, bytes.len());
-    }
-
-    fn launch(launch: &Launch, fds: &[OwnedFd]) -> (Self, Launched) {
-        let vmm = Self::start();
-        vmm.send(&frame::encode(launch).unwrap(), fds);
-        let launched = frame::read(&mut &vmm.socket).unwrap();
-        (vmm, launched)
-    }
-
-    /// Waits for the end: the reason and what is on standard error.
-    fn end(mut self) -> (ExitReason, String) {
-        let status = self.process.wait().unwrap();
-        let mut log = String::new();
-        let mut stderr = self.process.stderr.take().unwrap();
-        stderr.read_to_string(&mut log).unwrap();
-        let code = status.code().expect("it exits by itself");
-        (ExitReason::from_code(code).unwrap(), log)
-    }
-}
 
 /// The line with which a launch is refused.
 fn refusal(launch: &Launch, fds: &[OwnedFd]) -> String {
@@ -213,7 +111,8 @@ fn a_wrong_launch_is_refused_by_name() {
 
 #[test]
 fn what_is_no_launch_ends_the_vmm() {
-    for bytes in [&[0xff_u8; 4][..], &[0, 0, 0, 2, 1, 1], &[0, 0]] {
+    let version = u8::try_from(VERSION).unwrap();
+    for bytes in [&[0xff_u8; 4][..], &[0, 0, 0, 2, version, 1], &[0, 0]] {
         let vmm = Vmm::start();
         vmm.send(bytes, &[]);
         vmm.socket.shutdown(std::net::Shutdown::Write).unwrap();
