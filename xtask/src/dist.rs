@@ -124,8 +124,14 @@ fn debian_package(folder: &Path) -> Result<PathBuf> {
     };
     // Everything is built and stripped already: `cargo deb` only packs.
     process::output(
-        deb.args(["--package", "lazaret", "--no-build", "--no-strip", "--output"])
-            .arg(&path),
+        deb.args([
+            "--package",
+            "lazaret",
+            "--no-build",
+            "--no-strip",
+            "--output",
+        ])
+        .arg(&path),
     )?;
     Ok(path)
 }
