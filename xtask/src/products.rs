@@ -68,10 +68,7 @@ pub(crate) fn build(more: &[&str]) -> Result<Products> {
     let mut names = vec!["lazaret", "lazaret-vmm", "lazaret-agent", "rootfs-builder"];
     names.extend(more);
     compile(&names)?;
-    let built = workspace::root()
-        .join("target")
-        .join(TARGET)
-        .join("release");
+    let built = workspace::cargo_target().join(TARGET).join("release");
     for name in names {
         install(&built.join(name), &bin.join(name))?;
     }

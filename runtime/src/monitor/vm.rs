@@ -8,6 +8,7 @@ use std::{
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
+            fs::FileExt as _,
             net::{UnixListener, UnixStream},
             process::ExitStatusExt as _,
         },
@@ -37,15 +38,22 @@ use rustix::{
 use crate::{
     agent,
     config::Config,
+    log,
     plan::{FD_COUNT, FdIndex},
-    process, signals, sys,
+    process, signals, sys, time,
 };
 
 /// Name of the VMM's control socket in the state directory.
 pub(crate) const CONTROL_SOCKET: &str = "vm.sock";
 
+/// Environment variable with the level of the VMM's log.
+const VMM_LOG_LEVEL: &str = "LAZARET_LOG";
+
 /// How long the VMM may take to end once it was told to, or once its guest has ended.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Bytes at the start of the VMM's log that are passed on once the VM runs: some dozens of lines.
+const LOG_RELAYED_BYTES: usize = 8 << 10;
 
 /// Bytes at the end of a log that are searched for its last line.
 const TAIL_BYTES: u64 = 4 << 10;
@@ -143,19 +151,24 @@ impl Vm {
         let (launch, theirs) = UnixStream::pair().map_err(host_error("make a socket pair"))?;
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())
             .map_err(host_error("pass on a socket"))?;
-        let log = rustix::fs::memfd_create("lazaret-vmm-log", MemfdFlags::CLOEXEC)
+        let vmm_log = rustix::fs::memfd_create("lazaret-vmm-log", MemfdFlags::CLOEXEC)
             .map_err(host_error("make a memory file"))?;
         let start = |source| VmError::Start {
             path: config.vmm.clone(),
             source,
         };
-        let child = Command::new(&config.vmm)
+        let mut command = Command::new(&config.vmm);
+        command
             .arg("--launch-fd")
             .arg(theirs.as_raw_fd().to_string())
-            .env_clear()
+            .env_clear();
+        if log::keeps_debug() {
+            command.env(VMM_LOG_LEVEL, "debug");
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::from(log.try_clone().map_err(start)?))
+            .stderr(Stdio::from(vmm_log.try_clone().map_err(start)?))
             .spawn()
             .map_err(start)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -166,7 +179,7 @@ impl Vm {
             child,
             pidfd,
             launch,
-            log: log.into(),
+            log: vmm_log.into(),
             console: None,
             ready: None,
         })
@@ -268,21 +281,40 @@ impl Vm {
             Err(error) => return Err(self.missing(&error, &deadline)),
         };
         launched.map_err(|message| VmError::Refused { message })?;
+        self.relay_log();
+        log::monitor_phase("VM launched");
         let mut connection = self.accept_ready(&deadline)?;
         // A guest that sends less than a frame must not hold us.
         connection
             .set_read_timeout(Some(deadline.left()?))
             .map_err(host_error("set a deadline"))?;
-        let ready: Ready = match frame::read(&mut connection) {
-            Ok(ready) => ready,
+        let payload = match frame::read_payload(&mut connection) {
+            Ok(payload) => payload,
             Err(error) => return Err(self.missing(&error, &deadline)),
         };
-        if ready.version == VERSION {
-            Ok(())
-        } else {
-            Err(VmError::Version {
-                version: ready.version,
-            })
+        if let Some(version) = frame::other_version(&payload) {
+            return Err(VmError::Version { version });
+        }
+        let ready: Ready = frame::decode(&payload).map_err(|error| VmError::Refused {
+            message: error.to_string(),
+        })?;
+        log_agent_phases(&ready);
+        Ok(())
+    }
+
+    /// Passes on what the VMM has logged, if it was told to log more than what goes wrong.
+    fn relay_log(&self) {
+        if !log::keeps_debug() {
+            return;
+        }
+        let mut text = [0; LOG_RELAYED_BYTES];
+        // Without moving the offset, which is the VMM's as well.
+        let length = self.log.read_at(&mut text, 0).unwrap_or(0);
+        for line in String::from_utf8_lossy(&text[..length]).lines() {
+            match phase_of_line(line) {
+                Some((at_us, done)) => log::phase_of("lazaret-vmm", at_us, done),
+                None => tracing::debug!("lazaret-vmm: {line}"),
+            }
         }
     }
 
@@ -390,6 +422,25 @@ impl Drop for Vm {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// Time and message of a line of the VMM's log, whose level is debug.
+fn phase_of_line(line: &str) -> Option<(u64, &str)> {
+    let (at_us, rest) = line.split_once(' ')?;
+    let message = rest.trim_start().strip_prefix("DEBUG ")?;
+    Some((at_us.parse().ok()?, message))
+}
+
+/// Logs how the agent got ready. The guest's clock starts some time after the guest does, so what
+/// is taken from it is a length of time, up to now; and a guest may lie about it.
+fn log_agent_phases(ready: &Ready) {
+    if !log::keeps_debug() {
+        return;
+    }
+    let now_us = time::monotonic_us();
+    let took_us = ready.ready_us.saturating_sub(ready.started_us);
+    log::phase_of("agent", now_us.saturating_sub(took_us), "agent started");
+    log::phase_of("agent", now_us, "agent ready");
 }
 
 /// What ends the wait for a guest.

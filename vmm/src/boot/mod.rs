@@ -81,7 +81,9 @@ pub enum BootError {
 /// # Errors
 /// When the image is malformed, unreadable or does not fit.
 pub fn load(memory: &GuestMemoryMmap, image: &Image) -> Result<Entry, BootError> {
+    tracing::debug!("VM assembled");
     let kernel = kernel::load(memory, &image.kernel).map_err(BootError::Kernel)?;
+    tracing::debug!("kernel loaded");
     let initramfs = image
         .initramfs
         .as_ref()
@@ -101,6 +103,7 @@ pub fn load(memory: &GuestMemoryMmap, image: &Image) -> Result<Entry, BootError>
         what: "the boot parameters",
         source,
     })?;
+    tracing::debug!("initramfs and boot parameters placed");
     Ok(kernel.entry)
 }
 
