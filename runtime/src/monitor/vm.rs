@@ -431,16 +431,22 @@ fn phase_of_line(line: &str) -> Option<(u64, &str)> {
     Some((at_us.parse().ok()?, message))
 }
 
-/// Logs how the agent got ready. The guest's clock starts some time after the guest does, so what
-/// is taken from it is a length of time, up to now; and a guest may lie about it.
+/// Logs how the guest got ready. Its clock starts some time after it does, so what is taken from it
+/// is lengths of time, up to now. A guest may lie about them: nothing but the log depends on it.
 fn log_agent_phases(ready: &Ready) {
     if !log::keeps_debug() {
         return;
     }
     let now_us = time::monotonic_us();
     let took_us = ready.ready_us.saturating_sub(ready.started_us);
-    log::phase_of("agent", now_us.saturating_sub(took_us), "agent started");
-    log::phase_of("agent", now_us, "agent ready");
+    let clock_us = now_us.saturating_sub(ready.ready_us);
+    log::phase_of("guest", clock_us, "guest's clock started");
+    log::phase_of(
+        "guest",
+        now_us.saturating_sub(took_us),
+        "guest's kernel booted",
+    );
+    log::phase_of("guest", now_us, "agent ready");
 }
 
 /// What ends the wait for a guest.

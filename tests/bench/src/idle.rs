@@ -35,12 +35,13 @@ pub(crate) struct Figures {
     counters: Vec<(String, u64)>,
 }
 
-/// The state of things at one moment.
+/// Threads by process and thread id, at one moment.
 #[derive(Debug)]
-pub(crate) struct Moment {
-    threads: BTreeMap<(u64, u64), Thread>,
-    counters: BTreeMap<String, u64>,
-}
+pub(crate) struct Threads(BTreeMap<(u64, u64), Thread>);
+
+/// What the VMM has counted at one moment.
+#[derive(Debug)]
+pub(crate) struct Counters(BTreeMap<String, u64>);
 
 #[derive(Debug)]
 struct Thread {
@@ -50,14 +51,12 @@ struct Thread {
     cpu_us: u64,
 }
 
-impl Moment {
-    /// Looks at the threads of `pids` and, through its `control` socket, at the VMM's counters.
+impl Threads {
+    /// Looks at the threads of `pids`.
     ///
     /// # Errors
-    /// If `/proc` cannot be read or the VMM does not answer.
-    pub(crate) fn now(pids: &[u64], control: &Path) -> Result<Self> {
-        // First this, for it wakes the VMM.
-        let counters = counters(control)?;
+    /// If `/proc` cannot be read.
+    pub(crate) fn look(pids: &[u64]) -> Result<Self> {
         let mut threads = BTreeMap::new();
         for pid in pids {
             let process = fs::read_to_string(format!("/proc/{pid}/comm"))?;
@@ -70,12 +69,34 @@ impl Moment {
                 threads.insert((*pid, tid), Thread::at(&path, process.trim())?);
             }
         }
-        Ok(Self { threads, counters })
+        Ok(Self(threads))
     }
+}
 
-    /// What happened from this moment to `later`, `seconds` after it.
-    pub(crate) fn until(&self, later: &Self, seconds: u64) -> Figures {
-        let mut figures = Figures {
+impl Counters {
+    /// Asks the VMM behind `control`, which wakes it.
+    ///
+    /// # Errors
+    /// If it does not answer.
+    pub(crate) fn ask(control: &Path) -> Result<Self> {
+        let mut socket = UnixStream::connect(control)
+            .with_context(|| format!("connecting to {}", control.display()))?;
+        frame::write(&mut socket, &ControlRequest::Counters)?;
+        match frame::read::<ControlReply>(&mut socket)? {
+            Ok(ControlAnswer::Counters(counters)) => Ok(Self(counters.into_iter().collect())),
+            other => bail!("the VMM answers {other:?}"),
+        }
+    }
+}
+
+impl Figures {
+    /// What happened from the first to the second of both in `seconds`.
+    pub(crate) fn of(
+        threads: (&Threads, &Threads),
+        counters: (&Counters, &Counters),
+        seconds: u64,
+    ) -> Self {
+        let mut figures = Self {
             seconds,
             wakeups: 0,
             cpu_us: 0,
@@ -85,8 +106,8 @@ impl Moment {
             threads: Vec::new(),
             counters: Vec::new(),
         };
-        for (id, thread) in &later.threads {
-            let before = self.threads.get(id);
+        for (id, thread) in &threads.1.0 {
+            let before = threads.0.0.get(id);
             let wakeups = thread.wakeups - before.map_or(0, |thread| thread.wakeups);
             let cpu_us = thread.cpu_us - before.map_or(0, |thread| thread.cpu_us);
             if thread.name.starts_with(VCPU) {
@@ -101,8 +122,8 @@ impl Moment {
                 figures.threads.push((name, wakeups, cpu_us));
             }
         }
-        for (name, value) in &later.counters {
-            let change = value - self.counters.get(name).copied().unwrap_or(0);
+        for (name, value) in &counters.1.0 {
+            let change = value - counters.0.0.get(name).copied().unwrap_or(0);
             if name.starts_with(VCPU) && name.contains(".exits.") {
                 figures.vcpu_exits += change;
             }
@@ -134,12 +155,41 @@ impl Thread {
     }
 }
 
-fn counters(control: &Path) -> Result<BTreeMap<String, u64>> {
-    let mut socket = UnixStream::connect(control)
-        .with_context(|| format!("connecting to {}", control.display()))?;
-    frame::write(&mut socket, &ControlRequest::Counters)?;
-    match frame::read::<ControlReply>(&mut socket)? {
-        Ok(ControlAnswer::Counters(counters)) => Ok(counters.into_iter().collect()),
-        other => bail!("the VMM answers {other:?}"),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn threads(wakeups: [u64; 2]) -> Threads {
+        let thread = |name: &str, wakeups| Thread {
+            process: "lazaret-vmm".to_owned(),
+            name: name.to_owned(),
+            wakeups,
+            cpu_us: 10 * wakeups,
+        };
+        Threads(BTreeMap::from([
+            ((1, 1), thread("vcpu0", wakeups[0])),
+            ((1, 2), thread("vsock", wakeups[1])),
+        ]))
+    }
+
+    #[test]
+    fn what_the_guest_does_is_not_ours() {
+        let counters = |exits| {
+            Counters(BTreeMap::from([
+                ("vcpu.0.exits.mmio_read".to_owned(), exits),
+                ("vsock.0.wakeups".to_owned(), 7),
+            ]))
+        };
+        let figures = Figures::of(
+            (&threads([5, 3]), &threads([9, 4])),
+            (&counters(1), &counters(3)),
+            60,
+        );
+        assert_eq!((figures.wakeups, figures.cpu_us), (1, 10));
+        assert_eq!((figures.vcpu_wakeups, figures.vcpu_cpu_us), (4, 40));
+        assert_eq!(figures.vcpu_exits, 2);
+        let expected = [("vcpu.0.exits.mmio_read".to_owned(), 2)];
+        assert_eq!(figures.counters, expected);
+        assert_eq!(figures.threads[1], ("lazaret-vmm vsock".to_owned(), 1, 10));
     }
 }

@@ -63,14 +63,18 @@ fn watch(runtime: &Runtime, idle_seconds: u64) -> Result<Figures> {
     thread::sleep(Duration::from_secs(SETTLE_SECONDS));
     let pids = processes(runtime)?;
     let control = runtime.root().join(ID).join(CONTROL_SOCKET);
-    let before = idle::Moment::now(&pids, &control)?;
+    let before = idle::Counters::ask(&control)?;
+    // It answers, and comes to rest again.
+    thread::sleep(Duration::from_secs(1));
+    let threads = idle::Threads::look(&pids)?;
     thread::sleep(Duration::from_secs(idle_seconds));
-    let after = idle::Moment::now(&pids, &control)?;
+    let later = idle::Threads::look(&pids)?;
+    let after = idle::Counters::ask(&control)?;
     Ok(Figures {
         runtime: runtime.name(),
         guest_mib: GUEST_MIB,
         memory: memory::measure(&pids, GUEST_MIB)?,
-        idle: before.until(&after, idle_seconds),
+        idle: idle::Figures::of((&threads, &later), (&before, &after), idle_seconds),
     })
 }
 
