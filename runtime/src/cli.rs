@@ -65,8 +65,9 @@ fn log_format(name: &str) -> Result<log::Format, String> {
     }
 }
 
-/// What to do.
+/// What to do. The options of a verb are put together only if it is the one that is called.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Verb {
     /// Create a container
     Create(Create),
