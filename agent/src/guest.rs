@@ -36,6 +36,7 @@ const SHARE: &str = "/run/lazaret/share";
 /// Where containers' roots are assembled.
 const STAGING: &str = "/run/lazaret/root";
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+const BPF_COMPILER: &str = "/proc/sys/net/core/bpf_jit_enable";
 /// Soft and hard limit of open files a process gets if its container does not say: systemd's.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
@@ -166,6 +167,7 @@ pub fn prepare(started_us: u64) -> Result<(OwnedFd, Environment, Share), GuestEr
         cgroup_mount: PathBuf::from(CGROUP_MOUNT),
         // Each level costs as much as a container's own cgroup does.
         cgroup_parent: PathBuf::from(CGROUP_MOUNT),
+        bpf_compiler: Some(PathBuf::from(BPF_COMPILER)),
     };
     Ok((listener, environment, share))
 }
