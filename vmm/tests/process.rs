@@ -213,7 +213,8 @@ fn a_wrong_launch_is_refused_by_name() {
 
 #[test]
 fn what_is_no_launch_ends_the_vmm() {
-    for bytes in [&[0xff_u8; 4][..], &[0, 0, 0, 2, 1, 1], &[0, 0]] {
+    let version = u8::try_from(VERSION).unwrap();
+    for bytes in [&[0xff_u8; 4][..], &[0, 0, 0, 2, version, 1], &[0, 0]] {
         let vmm = Vmm::start();
         vmm.send(bytes, &[]);
         vmm.socket.shutdown(std::net::Shutdown::Write).unwrap();

@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod birth;
+mod boot_log;
 pub(crate) mod session;
 pub(crate) mod stdio;
 mod vm;

@@ -3,12 +3,11 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, IoSlice, IoSliceMut, Write as _},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
-            fs::FileExt as _,
             net::{UnixListener, UnixStream},
             process::ExitStatusExt as _,
         },
@@ -35,12 +34,13 @@ use rustix::{
     process::{Pid, PidfdFlags},
 };
 
+use super::boot_log;
 use crate::{
     agent,
     config::Config,
     log,
     plan::{FD_COUNT, FdIndex},
-    process, signals, sys, time,
+    process, signals, sys,
 };
 
 /// Name of the VMM's control socket in the state directory.
@@ -51,12 +51,6 @@ const VMM_LOG_LEVEL: &str = "LAZARET_LOG";
 
 /// How long the VMM may take to end once it was told to, or once its guest has ended.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Bytes at the start of the VMM's log that are passed on once the VM runs: some dozens of lines.
-const LOG_RELAYED_BYTES: usize = 8 << 10;
-
-/// Bytes at the end of a log that are searched for its last line.
-const TAIL_BYTES: u64 = 4 << 10;
 
 /// Why there is no VM, or no longer.
 #[derive(Debug, thiserror::Error)]
@@ -281,7 +275,7 @@ impl Vm {
             Err(error) => return Err(self.missing(&error, &deadline)),
         };
         launched.map_err(|message| VmError::Refused { message })?;
-        self.relay_log();
+        boot_log::pass_on(&self.log);
         log::monitor_phase("VM launched");
         let mut connection = self.accept_ready(&deadline)?;
         // A guest that sends less than a frame must not hold us.
@@ -298,24 +292,8 @@ impl Vm {
         let ready: Ready = frame::decode(&payload).map_err(|error| VmError::Refused {
             message: error.to_string(),
         })?;
-        log_agent_phases(&ready);
+        boot_log::note_guest(&ready);
         Ok(())
-    }
-
-    /// Passes on what the VMM has logged, if it was told to log more than what goes wrong.
-    fn relay_log(&self) {
-        if !log::keeps_debug() {
-            return;
-        }
-        let mut text = [0; LOG_RELAYED_BYTES];
-        // Without moving the offset, which is the VMM's as well.
-        let length = self.log.read_at(&mut text, 0).unwrap_or(0);
-        for line in String::from_utf8_lossy(&text[..length]).lines() {
-            match phase_of_line(line) {
-                Some((at_us, done)) => log::phase_of("lazaret-vmm", at_us, done),
-                None => tracing::debug!("lazaret-vmm: {line}"),
-            }
-        }
     }
 
     fn accept_ready(&mut self, deadline: &Deadline<'_>) -> Result<UnixStream, VmError> {
@@ -394,18 +372,21 @@ impl Vm {
         };
         let (mut text, detail) = match ExitReason::from_code(code) {
             Some(ExitReason::Shutdown) => ("the VM was shut down".to_owned(), None),
-            Some(ExitReason::Error) => ("lazaret-vmm failed".to_owned(), last_line(&mut self.log)),
+            Some(ExitReason::Error) => (
+                "lazaret-vmm failed".to_owned(),
+                boot_log::last_line(&mut self.log),
+            ),
             Some(ExitReason::Reset) => (
                 "the guest reset itself".to_owned(),
-                self.console.as_mut().and_then(last_line),
+                self.console.as_mut().and_then(boot_log::last_line),
             ),
             Some(ExitReason::Panic) => (
                 "the guest kernel panicked".to_owned(),
-                self.console.as_mut().and_then(last_line),
+                self.console.as_mut().and_then(boot_log::last_line),
             ),
             None => (
                 format!("lazaret-vmm ended with exit code {code}"),
-                last_line(&mut self.log),
+                boot_log::last_line(&mut self.log),
             ),
         };
         if let Some(detail) = detail {
@@ -422,31 +403,6 @@ impl Drop for Vm {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Time and message of a line of the VMM's log, whose level is debug.
-fn phase_of_line(line: &str) -> Option<(u64, &str)> {
-    let (at_us, rest) = line.split_once(' ')?;
-    let message = rest.trim_start().strip_prefix("DEBUG ")?;
-    Some((at_us.parse().ok()?, message))
-}
-
-/// Logs how the guest got ready. Its clock starts some time after it does, so what is taken from it
-/// is lengths of time, up to now. A guest may lie about them: nothing but the log depends on it.
-fn log_agent_phases(ready: &Ready) {
-    if !log::keeps_debug() {
-        return;
-    }
-    let now_us = time::monotonic_us();
-    let took_us = ready.ready_us.saturating_sub(ready.started_us);
-    let clock_us = now_us.saturating_sub(ready.ready_us);
-    log::phase_of("guest", clock_us, "guest's clock started");
-    log::phase_of(
-        "guest",
-        now_us.saturating_sub(took_us),
-        "guest's kernel booted",
-    );
-    log::phase_of("guest", now_us, "agent ready");
 }
 
 /// What ends the wait for a guest.
@@ -515,16 +471,4 @@ fn listen(state_dir: &impl AsFd, name: &str) -> Result<UnixListener, VmError> {
     let fd = state_dir.as_fd().as_raw_fd();
     // By way of the descriptor: a socket's path has at most 108 bytes.
     UnixListener::bind(format!("/proc/self/fd/{fd}/{name}")).map_err(host_error("make a socket"))
-}
-
-/// The last line of `file` that says something, made fit for a terminal.
-fn last_line(file: &mut File) -> Option<String> {
-    let length = file.seek(SeekFrom::End(0)).ok()?;
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))
-        .ok()?;
-    let mut tail = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
-    let tail = String::from_utf8_lossy(&tail);
-    let line = tail.lines().rev().find(|line| !line.trim().is_empty())?;
-    Some(line.trim().replace(char::is_control, " "))
 }

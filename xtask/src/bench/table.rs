@@ -102,11 +102,11 @@ fn of_sandbox(sandbox: &Value) -> Vec<String> {
     )];
     for process in array(&memory["processes"]) {
         lines.push(format!(
-            "{:<16} {:>12} {:>16} {:>14}",
+            "{:<16} {:>12.0} {:>16.0} {:>14.0}",
             process["name"].as_str().unwrap_or("?"),
-            process["private_kib"],
-            process["file_kib"],
-            process["guest_touched_kib"]
+            number(&process["private_kib"]),
+            number(&process["file_kib"]),
+            number(&process["guest_touched_kib"])
         ));
     }
     let mib = |value: &Value| number(value) / 1024.0;
