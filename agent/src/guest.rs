@@ -36,6 +36,7 @@ const SHARE: &str = "/run/lazaret/share";
 /// Where containers' roots are assembled.
 const STAGING: &str = "/run/lazaret/root";
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+const BPF_COMPILER: &str = "/proc/sys/net/core/bpf_jit_enable";
 /// Soft and hard limit of open files a process gets if its container does not say: systemd's.
 const OPEN_FILES: (u64, u64) = (1024, 524_288);
 
@@ -128,16 +129,24 @@ impl Share {
     }
 }
 
+/// The guest's time since its boot in microseconds, time in suspension included.
+pub fn clock_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    // Neither part of the time since a boot is negative.
+    now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1_000
+}
+
 /// Makes a booted guest ready to serve calls: the listening socket comes back with the rest.
+/// `started_us` is when the program began, by [`clock_us`].
 ///
 /// # Errors
 /// [`GuestError`], naming what is missing from the guest's kernel or initramfs.
-pub fn prepare() -> Result<(OwnedFd, Environment, Share), GuestError> {
+pub fn prepare(started_us: u64) -> Result<(OwnedFd, Environment, Share), GuestError> {
     leave_initial_root()?;
     mount_new("devtmpfs", "/dev", MountFlags::NOSUID, None)?;
     connect_streams()?;
     let listener = listen_for_calls()?;
-    announce()?;
+    announce(started_us)?;
 
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     mount_new("proc", "/proc", flags, None)?;
@@ -158,6 +167,7 @@ pub fn prepare() -> Result<(OwnedFd, Environment, Share), GuestError> {
         cgroup_mount: PathBuf::from(CGROUP_MOUNT),
         // Each level costs as much as a container's own cgroup does.
         cgroup_parent: PathBuf::from(CGROUP_MOUNT),
+        bpf_compiler: Some(PathBuf::from(BPF_COMPILER)),
     };
     Ok((listener, environment, share))
 }
@@ -231,12 +241,17 @@ fn listen_for_calls() -> Result<OwnedFd, GuestError> {
 }
 
 /// Tells the host that calls are welcome.
-fn announce() -> Result<(), GuestError> {
+fn announce(started_us: u64) -> Result<(), GuestError> {
     let socket = vsock()?;
     let announced = || -> Result<(), std::io::Error> {
         let address = VsockAddr::new(HOST_CID, READY_PORT);
         connect(socket.as_raw_fd(), &address)?;
-        let ready = frame::encode(&Ready { version: VERSION }).map_err(std::io::Error::other)?;
+        let ready = Ready {
+            version: VERSION,
+            started_us,
+            ready_us: clock_us(),
+        };
+        let ready = frame::encode(&ready).map_err(std::io::Error::other)?;
         rustix::net::send(&socket, &ready, rustix::net::SendFlags::NOSIGNAL)?;
         Ok(())
     };

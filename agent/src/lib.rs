@@ -7,6 +7,7 @@
 //!
 //! The agent must not know OCI's `config.json`, images, or anything of the host.
 
+pub mod bpf_compiler;
 pub mod capabilities;
 pub mod cgroup;
 pub mod connection;

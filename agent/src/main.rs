@@ -24,13 +24,14 @@ extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
         log("lazaret-agent is PID 1 of a Lazaret guest and does nothing elsewhere");
         return 1;
     }
+    let started_us = guest::clock_us();
     std::panic::set_hook(Box::new(|panic| {
         log(&format!("agent panicked: {panic}"));
         // The end of PID 1 is the end of the guest, and the kernel says so to the host.
         sys::exit_now(1)
     }));
     sys::ignore_broken_pipes(true);
-    let served = guest::prepare()
+    let served = guest::prepare(started_us)
         .map_err(|error| errno::chain(&error))
         .and_then(|(listener, environment, share)| {
             server::serve(listener, environment, share).map_err(|error| errno::chain(&error))

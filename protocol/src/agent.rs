@@ -27,6 +27,10 @@ pub const SHARE_TAG: &str = "lazaret";
 pub struct Ready {
     /// [`crate::VERSION`] of the agent.
     pub version: u32,
+    /// When the agent's program began, in microseconds of the guest's `CLOCK_BOOTTIME`.
+    pub started_us: u64,
+    /// When it was ready, by the same clock.
+    pub ready_us: u64,
 }
 
 /// Names one process of one container.

@@ -97,11 +97,28 @@ pub fn write<T: Serialize>(stream: &mut impl Write, value: &T) -> Result<(), Fra
 /// # Errors
 /// [`FrameError::Closed`] when the stream ends first; otherwise as [`payload_bytes`] and [`decode`].
 pub fn read<T: DeserializeOwned>(stream: &mut impl Read) -> Result<T, FrameError> {
+    decode(&read_payload(stream)?)
+}
+
+/// Reads the payload of one frame, and not one byte more.
+///
+/// # Errors
+/// [`FrameError::Closed`] when the stream ends first; otherwise as [`payload_bytes`].
+pub fn read_payload(stream: &mut impl Read) -> Result<Vec<u8>, FrameError> {
     let mut header = [0; HEADER_BYTES];
     read_exact(stream, &mut header)?;
     let mut payload = vec![0; payload_bytes(header)?];
     read_exact(stream, &mut payload)?;
-    decode(&payload)
+    Ok(payload)
+}
+
+/// The version that a payload begins with, if it is another one than ours. Such a payload may not
+/// decode; [`crate::vm::Launch`] and [`crate::agent::Ready`] have their version first for this.
+pub fn other_version(payload: &[u8]) -> Option<u32> {
+    postcard::take_from_bytes::<u32>(payload)
+        .ok()
+        .map(|(version, _)| version)
+        .filter(|version| *version != crate::VERSION)
 }
 
 fn read_exact(stream: &mut impl Read, buffer: &mut [u8]) -> Result<(), FrameError> {

@@ -65,8 +65,10 @@ fn log_format(name: &str) -> Result<log::Format, String> {
     }
 }
 
-/// What to do.
+/// What to do. The options of a verb are put together only if it is the one that is called; doc
+/// comments of their structs would then become the verb's help, so these have plain ones.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 pub(crate) enum Verb {
     /// Create a container
     Create(Create),
@@ -108,14 +110,14 @@ pub(crate) enum Verb {
     Restore(Anything),
 }
 
-/// A verb about one container.
+// A verb about one container.
 #[derive(Debug, Args)]
 pub(crate) struct Container {
     /// Name of the container
     pub(crate) container_id: String,
 }
 
-/// Options of `create`, and of `run`.
+// Options of `create`, and of `run`.
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Name for the container, unique on this host
@@ -140,7 +142,7 @@ pub(crate) struct Create {
     no_new_keyring: bool,
 }
 
-/// Options of `run`.
+// Options of `run`.
 #[derive(Debug, Args)]
 pub(crate) struct Run {
     #[command(flatten)]
@@ -156,7 +158,7 @@ pub(crate) struct Run {
     no_subreaper: bool,
 }
 
-/// Options of `kill`.
+// Options of `kill`.
 #[derive(Debug, Args)]
 pub(crate) struct Kill {
     /// Name of the container
@@ -169,7 +171,7 @@ pub(crate) struct Kill {
     pub(crate) all: bool,
 }
 
-/// Options of `delete`.
+// Options of `delete`.
 #[derive(Debug, Args)]
 pub(crate) struct Delete {
     /// Name of the container
@@ -179,7 +181,7 @@ pub(crate) struct Delete {
     pub(crate) force: bool,
 }
 
-/// Options of `exec`.
+// Options of `exec`.
 #[derive(Debug, Args)]
 pub(crate) struct Exec {
     /// Name of the container
@@ -237,7 +239,7 @@ pub(crate) struct Exec {
     pub(crate) ignore_paused: bool,
 }
 
-/// Options of `list`.
+// Options of `list`.
 #[derive(Debug, Args)]
 pub(crate) struct List {
     /// table or json
@@ -248,7 +250,7 @@ pub(crate) struct List {
     pub(crate) quiet: bool,
 }
 
-/// Options of `spec`.
+// Options of `spec`.
 #[derive(Debug, Args)]
 pub(crate) struct Spec {
     /// Path of the bundle
@@ -259,7 +261,7 @@ pub(crate) struct Spec {
     pub(crate) rootless: bool,
 }
 
-/// Options of `ps`.
+// Options of `ps`.
 #[derive(Debug, Args)]
 pub(crate) struct Ps {
     /// Name of the container
@@ -272,7 +274,7 @@ pub(crate) struct Ps {
     pub(crate) ps_options: Vec<String>,
 }
 
-/// Options of `check`.
+// Options of `check`.
 #[derive(Debug, Args)]
 pub(crate) struct Check {
     /// table or json
@@ -280,9 +282,36 @@ pub(crate) struct Check {
     pub(crate) format: String,
 }
 
-/// Whatever follows a verb that is not supported.
+// Whatever follows a verb that is not supported.
 #[derive(Debug, Args)]
 pub(crate) struct Anything {
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
     arguments: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::Cli;
+
+    #[test]
+    fn the_options_of_a_verb_do_not_take_its_help_away() {
+        let abouts = |command: &clap::Command| -> Vec<String> {
+            let verbs = command.get_subcommands();
+            verbs
+                .map(|verb| {
+                    verb.get_about()
+                        .map(ToString::to_string)
+                        .unwrap_or_default()
+                })
+                .collect()
+        };
+        let before = abouts(&Cli::command());
+        let mut complete = Cli::command();
+        complete.build();
+        assert_eq!(abouts(&complete), before);
+        assert!(before.iter().all(|about| !about.is_empty()));
+        complete.debug_assert();
+    }
 }

@@ -32,6 +32,7 @@ const FAILURE: u8 = 1;
 
 /// Runs the verb that `arguments` ask for; returns what the process exits with.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let started_us = time::monotonic_us();
     let cli = match cli::Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
@@ -50,6 +51,8 @@ pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     };
     let log_is_stderr = log.is_stderr();
     log.install();
+    log::phase_of("lazaret", started_us, "program started");
+    log::phase("command line read");
     match verbs::run(cli) {
         Ok(code) => code.into(),
         Err(error) => {

@@ -109,6 +109,27 @@ fn plain(text: &str) -> String {
     })
 }
 
+/// Logs as a debug message what was just done, with the time: so can be seen what a verb's time is
+/// spent on. Costs nothing unless debug messages are kept.
+pub(crate) fn phase(done: &'static str) {
+    tracing::debug!(at_us = time::monotonic_us(), process = "lazaret", "{done}");
+}
+
+/// The same for what the monitor just did.
+pub(crate) fn monitor_phase(done: &'static str) {
+    tracing::debug!(at_us = time::monotonic_us(), process = "monitor", "{done}");
+}
+
+/// The same for what another process did at `at_us`.
+pub(crate) fn phase_of(process: &'static str, at_us: u64, done: &str) {
+    tracing::debug!(at_us, process, "{done}");
+}
+
+/// Whether debug messages are kept.
+pub(crate) fn keeps_debug() -> bool {
+    tracing::enabled!(Level::DEBUG)
+}
+
 fn level_name(level: Level) -> &'static str {
     match level {
         Level::ERROR => "error",

@@ -1,9 +1,16 @@
 //! Points in time as logs and `state` print them. Called by the log and by `create`; reads the
-//! clock, nothing else.
+//! clocks, nothing else.
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
 const DAY_S: u64 = 86_400;
+
+/// Now in microseconds of `CLOCK_MONOTONIC`, which all processes of this machine share.
+pub(crate) fn monotonic_us() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    // Neither part of the time since a boot is negative.
+    now.tv_sec.unsigned_abs() * 1_000_000 + now.tv_nsec.unsigned_abs() / 1_000
+}
 
 /// Now in RFC 3339, UTC, whole seconds: `2026-11-21T09:00:00Z`.
 pub(crate) fn rfc3339_now() -> String {

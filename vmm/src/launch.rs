@@ -89,12 +89,11 @@ pub fn receive(socket: &UnixStream) -> Result<Received, LaunchError> {
     })
 }
 
-/// Another version's launch may not decode: the version comes first on the wire, so it is
-/// looked at first.
+/// Another version's launch may not decode.
 fn decode(payload: &[u8]) -> Result<Launch, LaunchError> {
-    frame::decode(payload).map_err(|error| match postcard::take_from_bytes::<u32>(payload) {
-        Ok((runtime, _)) if runtime != VERSION => LaunchError::Version { runtime },
-        _ => LaunchError::Receive(error),
+    frame::decode(payload).map_err(|error| match frame::other_version(payload) {
+        Some(runtime) => LaunchError::Version { runtime },
+        None => LaunchError::Receive(error),
     })
 }
 

@@ -17,7 +17,10 @@ use lazaret_vmm::{
     control::Server,
     launch::{self, LaunchError, Received},
 };
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{
+    filter::LevelFilter,
+    fmt::{format::Writer, time::FormatTime},
+};
 
 const USAGE: &str = "\
 Usage: lazaret-vmm --launch-fd N
@@ -31,7 +34,7 @@ Options:
   --version      print the version
 
 Environment:
-  LAZARET_LOG    filter for the log on standard error, such as `debug` (default: warn)
+  LAZARET_LOG    level of the log on standard error: off, error, warn (default), info, debug, trace
 
 Exit codes: 0 shut down on request, 1 error, 3 the guest reset itself, 4 the guest panicked";
 
@@ -56,11 +59,8 @@ fn main() -> ExitCode {
 /// Runs the VM, then ends the process at once: what the kernel frees anyway is not freed twice.
 fn run(fd: &str) {
     keep_one_heap();
-    let filter = EnvFilter::try_from_env("LAZARET_LOG").unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .init();
+    log_to_stderr();
+    tracing::debug!("VMM started");
     let mut server = match launch_socket(fd).and_then(serve) {
         Ok(server) => server,
         Err(error) => {
@@ -70,6 +70,28 @@ fn run(fd: &str) {
     };
     let reason = server.run();
     std::process::exit(reason.code().into());
+}
+
+fn log_to_stderr() {
+    let level = std::env::var("LAZARET_LOG").ok();
+    let level = level.and_then(|level| level.parse().ok());
+    tracing_subscriber::fmt()
+        .with_max_level(level.unwrap_or(LevelFilter::WARN))
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_target(false)
+        .with_timer(Microseconds)
+        .init();
+}
+
+/// The time as the runtime reads it: microseconds of `CLOCK_MONOTONIC`.
+struct Microseconds;
+
+impl FormatTime for Microseconds {
+    fn format_time(&self, writer: &mut Writer<'_>) -> std::fmt::Result {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        write!(writer, "{}", now.tv_sec * 1_000_000 + now.tv_nsec / 1_000)
+    }
 }
 
 /// glibc gives each thread a heap of its own, which takes address space, private memory and half a
@@ -113,6 +135,7 @@ fn serve(socket: UnixStream) -> anyhow::Result<Server> {
 /// From the launch to running vCPUs.
 fn start(socket: &UnixStream) -> Result<Server, LaunchError> {
     let Received { config, mut fds } = launch::receive(socket)?;
+    tracing::debug!("launch received");
     let listener = config
         .control
         .map(|fd| fds.take("control", fd))
@@ -122,6 +145,6 @@ fn start(socket: &UnixStream) -> Result<Server, LaunchError> {
     let socket = socket.try_clone().map_err(LaunchError::Control)?;
     let mut server = Server::new(vm, socket, listener).map_err(LaunchError::Control)?;
     server.vm_mut().resume().map_err(LaunchError::Start)?;
-    tracing::info!(sandbox = config.name, "VM runs");
+    tracing::debug!("vCPUs run");
     Ok(server)
 }

@@ -9,6 +9,12 @@ pub(crate) fn root() -> &'static Path {
         .expect("the package lies in a folder of the workspace")
 }
 
+/// Where cargo builds, which the user may have chosen.
+pub(crate) fn cargo_target() -> PathBuf {
+    let chosen = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root().join(chosen)
+}
+
 /// Where build products go: `target/lazaret`.
 pub(crate) fn products() -> PathBuf {
     root().join("target/lazaret")

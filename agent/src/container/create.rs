@@ -7,6 +7,7 @@ use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Pro
 use rustix::io::Errno;
 
 use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
+use crate::bpf_compiler::Interpreted;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
 use crate::errno::Os;
@@ -34,7 +35,10 @@ impl Container {
         let has_mappings = !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty();
         let namespaces = Namespaces::open(&wanted.namespaces, has_mappings)?;
         let parent = &host.environment.cgroup_parent;
+        let interpreted = host.environment.bpf_compiler.as_deref();
+        let interpreted = interpreted.map(Interpreted::begin);
         let cgroup = Cgroup::create(parent, &wanted.id, &wanted.cgroup)?;
+        drop(interpreted);
         let built = Self::build(host, wanted, &namespaces, &cgroup).await;
         let (id, init, channel) = match built {
             Ok(built) => built,

@@ -44,6 +44,8 @@ pub struct Environment {
     pub cgroup_mount: PathBuf,
     /// The cgroup in which those of the containers are.
     pub cgroup_parent: PathBuf,
+    /// Switch of the kernel's compiler of BPF programs, if this kernel is the agent's alone.
+    pub bpf_compiler: Option<PathBuf>,
 }
 
 /// Life of a container's init process.

@@ -50,6 +50,7 @@ fn serve() {
         staging: directory.join("staging"),
         cgroup_parent: parent,
         cgroup_mount: mount,
+        bpf_compiler: None,
     };
     let listener = UnixListener::bind(directory.join("socket.new")).unwrap();
     fs::rename(directory.join("socket.new"), directory.join("socket")).unwrap();

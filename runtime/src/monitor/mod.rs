@@ -29,6 +29,7 @@ use crate::{
 };
 
 mod birth;
+mod boot_log;
 pub(crate) mod session;
 pub(crate) mod stdio;
 mod vm;
@@ -192,15 +193,15 @@ fn create_container(
     report: &PipeWriter,
 ) -> Result<Created, MonitorError> {
     let since = Instant::now();
+    log::monitor_phase("monitor forked");
     let plan = &job.plan;
     let id = &plan.container.id;
     bind_to_cpus(&plan.host.cpus)?;
     let share = share_slot.insert(Share::mount(job.dir.path())?);
+    log::monitor_phase("share mounted");
     let mut vm = Vm::start(job.config)?;
+    log::monitor_phase("VMM spawned");
     signals::block();
-    let phase = |name: &str| {
-        tracing::debug!(elapsed_us = since.elapsed().as_micros() as u64, "{name}");
-    };
     vm.launch(
         plan.vm.clone(),
         job.config,
@@ -208,9 +209,10 @@ fn create_container(
         share.top(),
         plan.host.console.as_deref(),
     )?;
-    phase("VM launched");
+    log::monitor_phase("VM described to the VMM");
     // All this happens while the guest boots.
     share.attach(id, &plan.host.shares)?;
+    log::monitor_phase("files shared");
     let terminal = plan.container.process.terminal;
     let streams = match (&job.console, terminal) {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
@@ -219,15 +221,13 @@ fn create_container(
     job.record.monitor = own_id()?;
     job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
     vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;
-
-    phase("agent is ready");
     let agent = Agent::new(job.dir);
     let made = create_in_guest(job, agent, share, streams);
     // A call that broke off because the guest did is best explained by the guest's end.
     let session = made.map_err(|error| explain(error, &mut vm))?;
-    phase("container is made");
     job.dir.write(&job.record)?;
     job.dir.unlock();
+    log::monitor_phase("state written");
     Ok(Created { vm, session })
 }
 
@@ -239,6 +239,7 @@ fn create_in_guest(
 ) -> Result<Session, MonitorError> {
     let container = &job.plan.container;
     agent.call(&Request::CreateContainer(Box::new(container.clone())))?;
+    log::monitor_phase("container made");
     share.seal()?;
     let process = ProcessRef {
         container: container.id.clone(),
@@ -246,11 +247,13 @@ fn create_in_guest(
     };
     let session = Session::attach(agent.clone(), process, &container.process, streams)?;
     release_standard_streams(container.process.terminal.is_some() && job.console.is_some())?;
+    log::monitor_phase("streams attached");
     if job.start {
         agent.done(&Request::StartContainer {
             container: container.id.clone(),
         })?;
         job.record.phase = Phase::Running;
+        log::monitor_phase("process started");
     }
     Ok(session)
 }
@@ -303,12 +306,16 @@ fn run_container(dir: &StateDir, created: Created) -> u8 {
     let Created { mut vm, session } = created;
     match session.run() {
         Ok(status) => {
+            log::monitor_phase("process has ended");
             store_exit(dir, status.shell_code());
+            log::monitor_phase("exit code stored");
             // The container has ended: whether its guest still obeys changes nothing for it.
             if let Err(error) = Agent::new(dir).done(&Request::Shutdown) {
                 tracing::debug!("{}", log::chain(&error));
             }
+            log::monitor_phase("guest shut down");
             vm.shut_down();
+            log::monitor_phase("VMM has ended");
             status.shell_code()
         }
         Err(error) => {
@@ -381,7 +388,10 @@ pub(crate) fn exec_session(
         process: process.clone(),
         spec: Box::new(spec.clone()),
     })?;
-    Ok(Session::attach(agent, process.clone(), spec, streams)?)
+    log::phase("process started");
+    let session = Session::attach(agent, process.clone(), spec, streams)?;
+    log::phase("streams attached");
+    Ok(session)
 }
 
 /// What an exec's session says about its exit code. A process whose container ended was killed

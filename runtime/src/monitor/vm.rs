@@ -3,7 +3,7 @@
 
 use std::{
     fs::File,
-    io::{self, IoSlice, IoSliceMut, Read as _, Seek as _, SeekFrom, Write as _},
+    io::{self, IoSlice, IoSliceMut, Write as _},
     mem::MaybeUninit,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
@@ -34,9 +34,11 @@ use rustix::{
     process::{Pid, PidfdFlags},
 };
 
+use super::boot_log;
 use crate::{
     agent,
     config::Config,
+    log,
     plan::{FD_COUNT, FdIndex},
     process, signals, sys,
 };
@@ -44,11 +46,11 @@ use crate::{
 /// Name of the VMM's control socket in the state directory.
 pub(crate) const CONTROL_SOCKET: &str = "vm.sock";
 
+/// Environment variable with the level of the VMM's log.
+const VMM_LOG_LEVEL: &str = "LAZARET_LOG";
+
 /// How long the VMM may take to end once it was told to, or once its guest has ended.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Bytes at the end of a log that are searched for its last line.
-const TAIL_BYTES: u64 = 4 << 10;
 
 /// Why there is no VM, or no longer.
 #[derive(Debug, thiserror::Error)]
@@ -143,19 +145,24 @@ impl Vm {
         let (launch, theirs) = UnixStream::pair().map_err(host_error("make a socket pair"))?;
         rustix::io::fcntl_setfd(&theirs, FdFlags::empty())
             .map_err(host_error("pass on a socket"))?;
-        let log = rustix::fs::memfd_create("lazaret-vmm-log", MemfdFlags::CLOEXEC)
+        let vmm_log = rustix::fs::memfd_create("lazaret-vmm-log", MemfdFlags::CLOEXEC)
             .map_err(host_error("make a memory file"))?;
         let start = |source| VmError::Start {
             path: config.vmm.clone(),
             source,
         };
-        let child = Command::new(&config.vmm)
+        let mut command = Command::new(&config.vmm);
+        command
             .arg("--launch-fd")
             .arg(theirs.as_raw_fd().to_string())
-            .env_clear()
+            .env_clear();
+        if log::keeps_debug() {
+            command.env(VMM_LOG_LEVEL, "debug");
+        }
+        let child = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::from(log.try_clone().map_err(start)?))
+            .stderr(Stdio::from(vmm_log.try_clone().map_err(start)?))
             .spawn()
             .map_err(start)?;
         let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw);
@@ -166,7 +173,7 @@ impl Vm {
             child,
             pidfd,
             launch,
-            log: log.into(),
+            log: vmm_log.into(),
             console: None,
             ready: None,
         })
@@ -268,22 +275,25 @@ impl Vm {
             Err(error) => return Err(self.missing(&error, &deadline)),
         };
         launched.map_err(|message| VmError::Refused { message })?;
+        boot_log::pass_on(&self.log);
+        log::monitor_phase("VM launched");
         let mut connection = self.accept_ready(&deadline)?;
         // A guest that sends less than a frame must not hold us.
         connection
             .set_read_timeout(Some(deadline.left()?))
             .map_err(host_error("set a deadline"))?;
-        let ready: Ready = match frame::read(&mut connection) {
-            Ok(ready) => ready,
+        let payload = match frame::read_payload(&mut connection) {
+            Ok(payload) => payload,
             Err(error) => return Err(self.missing(&error, &deadline)),
         };
-        if ready.version == VERSION {
-            Ok(())
-        } else {
-            Err(VmError::Version {
-                version: ready.version,
-            })
+        if let Some(version) = frame::other_version(&payload) {
+            return Err(VmError::Version { version });
         }
+        let ready: Ready = frame::decode(&payload).map_err(|error| VmError::Refused {
+            message: error.to_string(),
+        })?;
+        boot_log::note_guest(&ready);
+        Ok(())
     }
 
     fn accept_ready(&mut self, deadline: &Deadline<'_>) -> Result<UnixStream, VmError> {
@@ -362,18 +372,21 @@ impl Vm {
         };
         let (mut text, detail) = match ExitReason::from_code(code) {
             Some(ExitReason::Shutdown) => ("the VM was shut down".to_owned(), None),
-            Some(ExitReason::Error) => ("lazaret-vmm failed".to_owned(), last_line(&mut self.log)),
+            Some(ExitReason::Error) => (
+                "lazaret-vmm failed".to_owned(),
+                boot_log::last_line(&mut self.log),
+            ),
             Some(ExitReason::Reset) => (
                 "the guest reset itself".to_owned(),
-                self.console.as_mut().and_then(last_line),
+                self.console.as_mut().and_then(boot_log::last_line),
             ),
             Some(ExitReason::Panic) => (
                 "the guest kernel panicked".to_owned(),
-                self.console.as_mut().and_then(last_line),
+                self.console.as_mut().and_then(boot_log::last_line),
             ),
             None => (
                 format!("lazaret-vmm ended with exit code {code}"),
-                last_line(&mut self.log),
+                boot_log::last_line(&mut self.log),
             ),
         };
         if let Some(detail) = detail {
@@ -458,16 +471,4 @@ fn listen(state_dir: &impl AsFd, name: &str) -> Result<UnixListener, VmError> {
     let fd = state_dir.as_fd().as_raw_fd();
     // By way of the descriptor: a socket's path has at most 108 bytes.
     UnixListener::bind(format!("/proc/self/fd/{fd}/{name}")).map_err(host_error("make a socket"))
-}
-
-/// The last line of `file` that says something, made fit for a terminal.
-fn last_line(file: &mut File) -> Option<String> {
-    let length = file.seek(SeekFrom::End(0)).ok()?;
-    file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))
-        .ok()?;
-    let mut tail = Vec::new();
-    file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
-    let tail = String::from_utf8_lossy(&tail);
-    let line = tail.lines().rev().find(|line| !line.trim().is_empty())?;
-    Some(line.trim().replace(char::is_control, " "))
 }

@@ -468,7 +468,7 @@ fn a_console_is_a_device_and_a_kernel_parameter() {
             .command_line
             .ends_with(" console=hvc0 initcall_debug")
     );
-    assert_eq!(plan.vm.devices.len(), 4);
+    assert_eq!(plan.vm.devices.len(), 3);
     assert_eq!(
         plan.host.console.as_deref(),
         Some(Path::new("/tmp/console"))

@@ -53,10 +53,12 @@ const CONSOLE_RING_BYTES: u32 = 16 << 10;
 /// calibrate against; the TSC is the host's and stable; waiting for a grace period would cost more
 /// than the few CPUs are worth; a guest with one CPU keeps its lock prefixes, as taking them out at
 /// boot costs a sixth of the whole start (`noreplace-smp`); RDRAND may be trusted as far as the
-/// VM's host is; and nobody waits for the self-tests of ciphers.
+/// VM's host is, which seeds the kernel's random numbers besides; nobody waits for the self-tests of
+/// ciphers; and the initramfs stays in memory, for giving it back means overwriting it first, page
+/// by page, and each page is the host's page cache until then.
 const COMMAND_LINE: &str = "reboot=k,panic_warm panic=-1 i8042.noaux i8042.nomux i8042.nopnp \
      i8042.dumbkbd no_timer_check tsc=reliable rcupdate.rcu_expedited=1 noreplace-smp \
-     random.trust_cpu=on cryptomgr.notests";
+     random.trust_cpu=on cryptomgr.notests retain_initrd";
 
 /// Each character on a console is a VM exit or more: without one, the kernel says nothing.
 const SILENT: &str = " quiet loglevel=0";
@@ -71,7 +73,8 @@ pub(super) struct Size {
     pub(super) vcpus: Option<u8>,
 }
 
-/// Describes the VM of the sandbox `id`.
+/// Describes the VM of the sandbox `id`. It has no entropy device: the VMM seeds the kernel, and
+/// Linux would ask the device for more every minute, for as long as the sandbox is idle.
 pub(super) fn vm_config(id: &str, config: &Config, size: Size, console: bool) -> VmConfig {
     let vcpus = size.vcpus.unwrap_or(config.vcpus);
     let mut command_line = COMMAND_LINE.to_owned();
@@ -94,7 +97,6 @@ pub(super) fn vm_config(id: &str, config: &Config, size: Size, console: bool) ->
             root: FdIndex::Share.fd(),
             queues: u16::from(vcpus).min(SHARE_QUEUES_MAX),
         }),
-        DeviceConfig::Rng,
     ];
     if console {
         devices.push(DeviceConfig::Console(ConsoleConfig {

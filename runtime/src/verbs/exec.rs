@@ -12,6 +12,7 @@ use super::{VerbError, launch, open, option_error, write_pid_file};
 use crate::{
     bundle::{self, Bundle},
     cli::{Exec, Global},
+    log,
     monitor::{self, ExecJob, session::HostStreams},
     plan, signals,
     state::{StateDir, Status},
@@ -23,7 +24,9 @@ use crate::{
 pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
     let dir = open(global, &options.container_id)?;
     check(&dir, options)?;
+    log::phase("state read");
     let spec = process(&dir, options)?;
+    log::phase("plan made");
     launch::check_terminal(
         options.detach,
         spec.terminal.is_some(),
@@ -104,6 +107,7 @@ fn foreground(
         write_pid_file(path, rustix::process::getpid().as_raw_nonzero().get())?;
     }
     let result = session.run();
+    log::phase("process has ended");
     drop(raw);
     Ok(monitor::exit_code_of_exec(result, dir))
 }

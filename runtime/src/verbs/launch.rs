@@ -7,6 +7,7 @@ use crate::{
     bundle::Bundle,
     cli::{Create, Global},
     config::Config,
+    log,
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
     process::ProcessId,
@@ -59,7 +60,9 @@ pub(super) fn prepare(
         ));
     }
     let config = Config::load(global.config.as_deref())?;
+    log::phase("configuration read");
     let bundle = Bundle::load(&options.bundle)?;
+    log::phase("bundle read");
     let mut plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
     plan.warnings.extend(bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
@@ -88,6 +91,7 @@ pub(super) fn prepare(
         exit_code: None,
         bundle: bundle.path,
     };
+    log::phase("plan made");
     Ok(Prepared {
         id,
         config,
@@ -114,6 +118,7 @@ impl Prepared {
         pid_file: Option<&Path>,
     ) -> Result<Launched, VerbError> {
         let dir = store(global).create(&self.id)?;
+        log::phase("state directory made");
         let warnings = self.plan.warnings.clone();
         let pid = monitor::create(ContainerJob {
             dir: &dir,

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     cli::{Global, Run},
-    signals,
+    log, signals,
     terminal::{self, RawMode},
 };
 
@@ -35,10 +35,13 @@ pub(super) fn run(global: &Global, options: &Run) -> Result<u8, VerbError> {
         return Ok(0);
     }
     let terminal = raw.as_ref().map(RawMode::terminal);
+    log::phase("monitor has reported");
     let code = foreground::wait(&launched, terminal)?;
+    log::phase("monitor has ended");
     drop(raw);
     if !options.keep {
         delete::destroy(&launched.dir)?;
+        log::phase("state removed");
     }
     Ok(code)
 }

@@ -155,7 +155,15 @@ fn send_ready(acceptor: &OwnedFd, version: u32) {
         rustix::net::SendFlags::empty(),
     )
     .unwrap();
-    frame::write(&mut ours, &Ready { version }).unwrap();
+    frame::write(
+        &mut ours,
+        &Ready {
+            version,
+            started_us: 100,
+            ready_us: 200,
+        },
+    )
+    .unwrap();
 }
 
 /// One process of a container: described, perhaps running, perhaps ended.

@@ -2,16 +2,19 @@
 //!
 //! `cargo xtask bench` runs it in the emulated host's instruction-counted mode, where a second is
 //! 500 million instructions and figures repeat; it runs on any host with KVM. It knows the
-//! runtimes only through their command line. The result is JSON on standard output.
+//! runtimes through their command line, and lazaret's VMM by its counters. The result is JSON on standard output.
 //!
 //! The same program is the first process of the empty VM that is measured for comparison.
 
 #![forbid(unsafe_code)]
 
 mod bundle;
+mod idle;
 mod memory;
 mod microvm;
+mod phases;
 mod runtime;
+mod sandbox;
 mod start;
 
 use std::path::PathBuf;
@@ -47,10 +50,12 @@ struct Options {
 struct Report {
     /// Times, in seconds.
     start: Vec<start::Figures>,
+    /// What the time of the verbs of each runtime is spent on, if it says so.
+    phases: Vec<phases::Timeline>,
     /// QEMU microvm: from its start to its end, in seconds.
     microvm_seconds: Option<start::Spread>,
-    /// Memory of one idle sandbox of each VM runtime.
-    memory: Vec<memory::Figures>,
+    /// One idle sandbox of each VM runtime.
+    sandbox: Vec<sandbox::Figures>,
 }
 
 fn main() -> ExitCode {
@@ -73,8 +78,9 @@ fn measure(options: &Options) -> Result<String> {
     let scratch = bundle::Scratch::new()?;
     let mut report = Report {
         start: Vec::new(),
+        phases: Vec::new(),
         microvm_seconds: None,
-        memory: Vec::new(),
+        sandbox: Vec::new(),
     };
     for program in &options.runtime {
         let runtime = runtime::Runtime::new(program, scratch.path());
@@ -83,8 +89,11 @@ fn measure(options: &Options) -> Result<String> {
         let figures = start::measure(&runtime, &scratch, &spec, options.runs)
             .with_context(|| format!("measuring {}", runtime.name()))?;
         report.start.push(figures);
-        if let Some(figures) = memory::measure(&runtime, &scratch, spec, options.idle_seconds)? {
-            report.memory.push(figures);
+        let timelines = phases::measure(&runtime, &scratch, &spec, options.runs)
+            .with_context(|| format!("measuring the phases of {}", runtime.name()))?;
+        report.phases.extend(timelines);
+        if let Some(figures) = sandbox::measure(&runtime, &scratch, spec, options.idle_seconds)? {
+            report.sandbox.push(figures);
         }
     }
     if let (Some(kernel), [program, arguments @ ..]) = (&options.kernel, options.qemu.as_slice()) {

@@ -1,156 +1,140 @@
-//! Memory and rest of an idle sandbox: what its processes hold beside the guest's memory, what
-//! the guest touched of its own, and whether anything of ours runs while nothing is to do.
+//! Memory of an idle sandbox, from `/proc/PID/smaps`: what its processes hold for themselves, and
+//! what the guest touched of its own.
+//!
+//! Guest memory is told from ours by a flag of its mappings: the VMM reserves no swap for it
+//! (`MAP_NORESERVE`), neither for the anonymous part nor for the files it maps into it, and for
+//! nothing else. That rule is checked: these mappings must add up to the guest's memory.
 
 use std::fs;
-use std::thread;
-use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
-use serde_json::Value;
 
-use crate::bundle::Scratch;
-use crate::runtime::{Runtime, run};
+/// Memory of one process, in KiB, without guest memory.
+#[derive(Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Process {
+    /// Its name.
+    name: String,
+    /// Pages that nobody else has and that go when it ends.
+    private_kib: u64,
+    /// Unchanged pages of files, its program for example, that only this process maps at the
+    /// moment. They are the page cache's: they stay when it ends and can be dropped while it runs.
+    file_kib: u64,
+    /// Guest memory that the guest or the VMM touched.
+    guest_touched_kib: u64,
+    /// All guest memory.
+    #[serde(skip)]
+    guest_kib: u64,
+}
 
-/// Id of the sandbox.
-const ID: &str = "idle";
-
-/// Guest memory asked for, in MiB.
-const GUEST_MIB: u64 = 128;
-
-/// Mappings of a VMM at least this large are guest memory, in KiB.
-const GUEST_MAPPING_KIB: u64 = 16 << 10;
-
-/// Seconds after the start until the guest has come to rest.
-const SETTLE_SECONDS: u64 = 5;
-
-/// One idle sandbox.
+/// Memory of a sandbox.
 #[derive(Debug, Serialize)]
 pub(crate) struct Figures {
-    /// The runtime.
-    runtime: String,
-    /// Each process: name and private memory without guest memory, in KiB.
-    processes_kib: Vec<(String, u64)>,
-    /// Their sum.
+    /// Each process.
+    processes: Vec<Process>,
+    /// Sum of what is private to each, in KiB.
     private_kib: u64,
-    /// Guest memory touched, in KiB, of [`GUEST_MIB`].
+    /// Guest memory touched, in KiB.
     guest_touched_kib: u64,
-    /// Seconds it was watched.
-    idle_seconds: u64,
-    /// How often threads other than vCPUs were scheduled in that time.
-    wakeups: u64,
 }
 
-/// Measures a runtime whose sandbox is a VM; `None` for others.
+/// Measures `pids`, one of which has a guest of `guest_mib` MiB.
 ///
 /// # Errors
-/// If a verb fails or `/proc` cannot be read.
-pub(crate) fn measure(
-    runtime: &Runtime,
-    scratch: &Scratch,
-    mut spec: Value,
-    idle_seconds: u64,
-) -> Result<Option<Figures>> {
-    if runtime.name() != "lazaret" {
-        return Ok(None);
-    }
-    spec["annotations"]["io.lazaret.vm.memory_mib"] = GUEST_MIB.to_string().into();
-    let bundle = scratch.bundle("memory", &spec, &["/bin/sleep", "100000"])?;
-    run(&mut runtime.verb(&["run", "--detach", "--bundle", &bundle.to_string_lossy(), ID]))?;
-    thread::sleep(Duration::from_secs(SETTLE_SECONDS));
-    let pids = sandbox_processes(runtime)?;
-    let before = wakeups(&pids)?;
-    thread::sleep(Duration::from_secs(idle_seconds));
-    let after = wakeups(&pids)?;
+/// If `/proc` cannot be read or the guest's memory is not found in it.
+pub(crate) fn measure(pids: &[u64], guest_mib: u64) -> Result<Figures> {
     let mut figures = Figures {
-        runtime: runtime.name(),
-        processes_kib: Vec::new(),
+        processes: Vec::new(),
         private_kib: 0,
         guest_touched_kib: 0,
-        idle_seconds,
-        wakeups: after - before,
     };
+    let mut guest_kib = 0;
     for pid in pids {
-        let (private, guest) = memory_of(pid)?;
-        figures.processes_kib.push((name_of(pid)?, private));
-        figures.private_kib += private;
-        figures.guest_touched_kib += guest;
-    }
-    run(&mut runtime.verb(&["delete", "--force", ID]))?;
-    Ok(Some(figures))
-}
-
-/// The monitor and what it started.
-fn sandbox_processes(runtime: &Runtime) -> Result<Vec<u64>> {
-    let monitor = runtime.state(ID)?["pid"]
-        .as_u64()
-        .context("state shows no pid")?;
-    let mut pids = vec![monitor];
-    for entry in fs::read_dir("/proc")? {
-        let name = entry?.file_name();
-        let Some(pid) = name.to_str().and_then(|name| name.parse::<u64>().ok()) else {
-            continue;
+        let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))
+            .with_context(|| format!("reading the mappings of process {pid}"))?;
+        let name = fs::read_to_string(format!("/proc/{pid}/comm"))?;
+        let process = Process {
+            name: name.trim().to_owned(),
+            ..of_smaps(&smaps)
         };
-        // A process may end between the listing and this.
-        if let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status"))
-            && number(&status, "PPid:") == Some(monitor)
-        {
-            pids.push(pid);
-        }
+        figures.private_kib += process.private_kib;
+        figures.guest_touched_kib += process.guest_touched_kib;
+        guest_kib += process.guest_kib;
+        figures.processes.push(process);
     }
-    Ok(pids)
+    if guest_kib != guest_mib << 10 {
+        bail!("mappings without reserve have {guest_kib} KiB, the guest {guest_mib} MiB");
+    }
+    Ok(figures)
 }
 
-fn name_of(pid: u64) -> Result<String> {
-    Ok(fs::read_to_string(format!("/proc/{pid}/comm"))?
-        .trim()
-        .to_owned())
-}
-
-/// Private memory outside and touched memory inside of the guest's, in KiB.
-fn memory_of(pid: u64) -> Result<(u64, u64)> {
-    let smaps = fs::read_to_string(format!("/proc/{pid}/smaps"))?;
-    let (mut private, mut guest, mut is_guest) = (0, 0, false);
+/// Sums up the mappings of one process. Each begins with its range, has its figures, and ends with
+/// its flags (`proc(5)`, `smaps`).
+fn of_smaps(smaps: &str) -> Process {
+    let mut process = Process::default();
+    let (mut size, mut touched, mut dirty, mut clean) = (0, 0, 0, 0);
     for line in smaps.lines() {
         let Some((key, value)) = line.split_once(':') else {
             continue;
         };
-        let Some(kib) = value
-            .trim()
-            .strip_suffix(" kB")
-            .and_then(|kib| kib.parse::<u64>().ok())
-        else {
-            continue;
+        let kib = || {
+            let number = value.trim().strip_suffix(" kB");
+            number.and_then(|kib| kib.parse().ok()).unwrap_or(0)
         };
         match key {
-            "Size" => is_guest = kib >= GUEST_MAPPING_KIB,
-            "Rss" if is_guest => guest += kib,
-            "Private_Clean" | "Private_Dirty" if !is_guest => private += kib,
+            "Size" => size = kib(),
+            "Rss" => touched = kib(),
+            "Private_Dirty" => dirty = kib(),
+            "Private_Clean" => clean = kib(),
+            "VmFlags" if value.split_whitespace().any(|flag| flag == "nr") => {
+                process.guest_kib += size;
+                process.guest_touched_kib += touched;
+            }
+            "VmFlags" => {
+                process.private_kib += dirty;
+                process.file_kib += clean;
+            }
             _ => {}
         }
     }
-    Ok((private, guest))
+    process
 }
 
-/// How often threads other than vCPUs were scheduled so far.
-fn wakeups(pids: &[u64]) -> Result<u64> {
-    let mut sum = 0;
-    for pid in pids {
-        for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
-            let status = fs::read_to_string(thread?.path().join("status"))?;
-            if status.starts_with("Name:\tvcpu") {
-                continue;
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mappings_without_reserve_are_the_guests() {
+        let smaps = "\
+00400000-00500000 r-xp 00000000 00:1b 7   /bin/lazaret-vmm
+Size:               1024 kB
+Rss:                 600 kB
+Private_Clean:       600 kB
+Private_Dirty:         0 kB
+VmFlags: rd ex mr mw me
+7f0000000000-7f0000200000 rw-p 00000000 00:00 0
+Size:               2048 kB
+Rss:                  12 kB
+Private_Clean:         4 kB
+Private_Dirty:         8 kB
+VmFlags: rd wr mr mw me ac
+7f1000000000-7f1001000000 rw-p 00000000 00:1b 9   /vmlinux: its name may have a colon
+Size:              16384 kB
+Rss:                3000 kB
+Private_Clean:      1000 kB
+Private_Dirty:      2000 kB
+VmFlags: rd wr mr mw me nr
+";
+        assert_eq!(
+            of_smaps(smaps),
+            Process {
+                name: String::new(),
+                private_kib: 8,
+                file_kib: 604,
+                guest_touched_kib: 3000,
+                guest_kib: 16384,
             }
-            sum += number(&status, "voluntary_ctxt_switches:").unwrap_or(0);
-        }
+        );
     }
-    Ok(sum)
-}
-
-/// The number behind `name` in a `status` file of `/proc`.
-fn number(status: &str, name: &str) -> Option<u64> {
-    status
-        .lines()
-        .find_map(|line| line.strip_prefix(name))
-        .and_then(|value| value.trim().parse().ok())
 }

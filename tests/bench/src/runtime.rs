@@ -31,6 +31,11 @@ impl Runtime {
             .into_owned()
     }
 
+    /// Its state root.
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// A verb, with nothing on its standard streams. It is run by [`run`].
     pub(crate) fn verb<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
         let mut command = Command::new(&self.program);
@@ -41,6 +46,15 @@ impl Runtime {
             .stdin(Stdio::null())
             .stdout(Stdio::null());
         command
+    }
+
+    /// A verb that logs debug messages to the file `log`, as JSON.
+    pub(crate) fn logged_verb(&self, log: &Path, arguments: &[&str]) -> Command {
+        let mut words = vec!["--debug", "--log-format", "json", "--log"];
+        let log = log.to_string_lossy();
+        words.push(&log);
+        words.extend(arguments);
+        self.verb(&words)
     }
 
     /// What `state` prints of a container.

@@ -33,7 +33,7 @@ pub(crate) struct Figures {
 pub(crate) struct Spread {
     /// Fastest.
     minimum: f64,
-    /// In the middle.
+    /// In the middle: of an even number of times, the mean of the two.
     median: f64,
     /// Slowest.
     maximum: f64,
@@ -43,9 +43,11 @@ impl Spread {
     /// Of at least one time.
     pub(crate) fn of(mut seconds: Vec<f64>) -> Self {
         seconds.sort_by(f64::total_cmp);
+        // The same one twice if their number is odd.
+        let (lower, upper) = ((seconds.len() - 1) / 2, seconds.len() / 2);
         Self {
             minimum: seconds[0],
-            median: seconds[seconds.len() / 2],
+            median: f64::midpoint(seconds[lower], seconds[upper]),
             maximum: seconds[seconds.len() - 1],
         }
     }
@@ -117,4 +119,23 @@ fn process_of(runtime: &Runtime) -> Result<rustix::fd::OwnedFd> {
         .and_then(|pid| Pid::from_raw(i32::try_from(pid).ok()?))
         .ok_or_else(|| anyhow::anyhow!("state shows no pid: {state}"))?;
     Ok(pidfd_open(pid, PidfdFlags::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_median_of_an_even_number_lies_between_two() {
+        let spread = Spread::of(vec![4.0, 1.0, 2.0, 9.0]);
+        assert_eq!(
+            (spread.minimum, spread.median, spread.maximum),
+            (1.0, 3.0, 9.0)
+        );
+        let spread = Spread::of(vec![5.0, 1.0, 2.0]);
+        assert_eq!(
+            (spread.minimum, spread.median, spread.maximum),
+            (1.0, 2.0, 5.0)
+        );
+    }
 }

@@ -89,28 +89,25 @@ pub(crate) fn open_descriptors(pid: i32) -> Result<usize> {
         .count())
 }
 
-/// Resident memory of a process in KiB, without a largest mapping that looks like guest memory.
+/// Resident memory of a process in KiB, without guest memory: mappings for which no swap is
+/// reserved (`nr` among the flags of `/proc/pid/smaps`), whether memory or a file that was mapped
+/// into the guest.
 pub(crate) fn resident_kib(pid: i32) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let mut mappings: Vec<(u64, u64)> = Vec::new();
+    let (mut sum, mut resident) = (0, 0);
     for line in text.lines() {
-        if let Some(size) = kib(line, "Size:") {
-            mappings.push((size, 0));
-        } else if let Some(resident) = kib(line, "Rss:")
-            && let Some(mapping) = mappings.last_mut()
+        if let Some(kib) = kib(line, "Rss:") {
+            resident = kib;
+        } else if let Some(flags) = line.strip_prefix("VmFlags:")
+            && !flags.split_whitespace().any(|flag| flag == "nr")
         {
-            mapping.1 = resident;
+            // The flags are a mapping's last line.
+            sum += resident;
         }
     }
-    mappings.sort_unstable();
-    mappings.pop_if(|&mut (size, _)| size >= GUEST_MEMORY_LEAST_KIB);
-    Ok(mappings.iter().map(|&(_, resident)| resident).sum())
+    Ok(sum)
 }
-
-/// A mapping at least this large is taken for guest memory; the Go runtime of runc reserves
-/// 64 MiB arenas.
-const GUEST_MEMORY_LEAST_KIB: u64 = 96 * 1024;
 
 fn kib(line: &str, key: &str) -> Option<u64> {
     line.strip_prefix(key)?

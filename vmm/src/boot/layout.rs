@@ -7,6 +7,8 @@ pub const GDT: u64 = 0x500;
 pub const HVM_START_INFO: u64 = 0x6000;
 /// `boot_params` of the Linux protocol.
 pub const ZERO_PAGE: u64 = 0x7000;
+/// `setup_data` with the seed of the kernel's random numbers.
+pub(super) const SEED: u64 = 0x8000;
 /// Page tables of the first vCPU: three pages.
 pub const PAGE_TABLES: u64 = 0x9000;
 /// Command line, up to [`super::cmdline::MAX_BYTES`] and a zero.

@@ -4,6 +4,7 @@
 
 use std::fs::File;
 
+use rustix::rand::GetRandomFlags;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, GuestMemoryRegion};
 
 use crate::vm::memory;
@@ -81,7 +82,9 @@ pub enum BootError {
 /// # Errors
 /// When the image is malformed, unreadable or does not fit.
 pub fn load(memory: &GuestMemoryMmap, image: &Image) -> Result<Entry, BootError> {
+    tracing::debug!("VM assembled");
     let kernel = kernel::load(memory, &image.kernel).map_err(BootError::Kernel)?;
+    tracing::debug!("kernel loaded");
     let initramfs = image
         .initramfs
         .as_ref()
@@ -94,14 +97,23 @@ pub fn load(memory: &GuestMemoryMmap, image: &Image) -> Result<Entry, BootError>
     })?;
     let command_line_bytes = image.command_line.len();
     match kernel.entry.protocol {
-        Protocol::Linux64 => params::write_zero_page(memory, command_line_bytes, initramfs),
+        Protocol::Linux64 => params::write_zero_page(memory, command_line_bytes, initramfs, seed()),
         Protocol::Pvh => params::write_hvm_start_info(memory, initramfs),
     }
     .map_err(|source| BootError::Write {
         what: "the boot parameters",
         source,
     })?;
+    tracing::debug!("initramfs and boot parameters placed");
     Ok(kernel.entry)
+}
+
+/// Random bytes of the host, unless it has none.
+fn seed() -> Option<[u8; params::SEED_BYTES]> {
+    let mut seed = [0; params::SEED_BYTES];
+    // So few come at once or not at all.
+    let bytes = rustix::rand::getrandom(&mut seed, GetRandomFlags::empty()).ok()?;
+    (bytes == seed.len()).then_some(seed)
 }
 
 /// Puts the archive as high in low memory as it fits, so that the kernel's own early allocations

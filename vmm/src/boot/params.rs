@@ -15,6 +15,10 @@ use super::{Initramfs, layout};
 const E820_RAM: u32 = 1;
 const BOOT_FLAG: u16 = 0xaa55;
 const HEADER_MAGIC: u32 = u32::from_le_bytes(*b"HdrS");
+/// `setup_data` of this type holds a seed, which the kernel wipes (boot.rst, "setup_data").
+const SETUP_RNG_SEED: u32 = 9;
+/// Bytes of a seed: what the kernel's generator takes for full.
+pub(super) const SEED_BYTES: usize = 32;
 /// "Undefined" boot loader.
 const LOADER_TYPE: u8 = 0xff;
 const PVH_MAGIC: u32 = 0x336e_c578;
@@ -37,11 +41,13 @@ pub(super) fn usable(memory: &GuestMemoryMmap) -> Vec<(u64, u64)> {
     ranges
 }
 
-/// Writes the zero page for a command line of `command_line_bytes`.
+/// Writes the zero page for a command line of `command_line_bytes`, and beside it `seed`, if the
+/// host has one to give: the guest's random numbers are good from its first instruction on.
 pub(super) fn write_zero_page(
     memory: &GuestMemoryMmap,
     command_line_bytes: usize,
     initramfs: Option<Initramfs>,
+    seed: Option<[u8; SEED_BYTES]>,
 ) -> Result<(), GuestMemoryError> {
     let mut page = boot_params::default();
     let header = &mut page.hdr;
@@ -54,6 +60,10 @@ pub(super) fn write_zero_page(
         header.ramdisk_image = low32(address);
         header.ramdisk_size = low32(bytes);
     }
+    if let Some(seed) = seed {
+        header.setup_data = layout::SEED;
+        write_seed(memory, &seed)?;
+    }
     let ranges = usable(memory);
     for (entry, (addr, size)) in page.e820_table.iter_mut().zip(&ranges) {
         *entry = boot_e820_entry {
@@ -64,6 +74,15 @@ pub(super) fn write_zero_page(
     }
     page.e820_entries = u8::try_from(ranges.len()).expect("there are three ranges at most");
     memory.write_obj(page, GuestAddress(layout::ZERO_PAGE))
+}
+
+/// Writes the only entry of the list of `setup_data`: no next one, type, length, seed.
+fn write_seed(memory: &GuestMemoryMmap, seed: &[u8; SEED_BYTES]) -> Result<(), GuestMemoryError> {
+    let length = u32::try_from(SEED_BYTES).expect("a seed is short");
+    memory.write_obj(0_u64, GuestAddress(layout::SEED))?;
+    memory.write_obj(SETUP_RNG_SEED, GuestAddress(layout::SEED + 8))?;
+    memory.write_obj(length, GuestAddress(layout::SEED + 12))?;
+    memory.write_slice(seed, GuestAddress(layout::SEED + 16))
 }
 
 /// Writes the start info, and behind it its tables.

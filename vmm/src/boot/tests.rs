@@ -284,6 +284,30 @@ fn the_start_info_says_what_the_zero_page_says() {
 }
 
 #[test]
+fn every_guest_gets_a_seed_of_its_own() {
+    let seed_of = || {
+        let memory = guest();
+        let note = note(b"Linux\0", 0, b"6");
+        let image = Image {
+            kernel: file(&kernel_with_notes(&note)),
+            initramfs: None,
+            command_line: String::new(),
+            vcpus: 1,
+        };
+        load(&memory, &image).unwrap();
+        // `setup_data` of the zero page, then the entry there.
+        assert_eq!(
+            content(&memory, layout::ZERO_PAGE + 0x250, 8),
+            layout::SEED.to_le_bytes()
+        );
+        let head = [0, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 32, 0, 0, 0];
+        assert_eq!(content(&memory, layout::SEED, 16), head);
+        content(&memory, layout::SEED + 16, 32)
+    };
+    assert_ne!(seed_of(), seed_of());
+}
+
+#[test]
 fn usable_memory_leaves_out_what_is_none() {
     let memory = memory::create(4096, false).unwrap();
     let gib = 1 << 30;

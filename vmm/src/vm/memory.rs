@@ -97,6 +97,7 @@ pub fn create(memory_mib: u64, huge_pages: bool) -> Result<GuestMemoryMmap, Memo
     if !huge_pages {
         keep_small_pages(&memory);
     }
+    tracing::debug!("guest memory mapped");
     Ok(memory)
 }
 

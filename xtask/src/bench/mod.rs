@@ -1,10 +1,15 @@
 //! `cargo xtask bench`: starts and memory beside runc, crun and QEMU, in instruction-counted time.
 //!
-//! `lazaret-bench` measures; this runs it in the emulated host, keeps its JSON and prints a table.
+//! `lazaret-bench` measures; this runs it in the emulated host, keeps its JSON, prints tables and
+//! draws what the time is spent on.
+
+mod table;
+mod waterfall;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -26,7 +31,8 @@ pub(crate) struct Options {
     idle_seconds: u32,
 }
 
-/// Measures, writes `target/lazaret/bench.json` and prints a table.
+/// Measures, writes `bench.json` and a picture for each verb's phases into `target/lazaret`, and
+/// prints tables.
 ///
 /// # Errors
 /// If something cannot be built, or the measurement fails.
@@ -57,8 +63,23 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let path = products.folder.join("bench.json");
     fs::write(&path, &json).with_context(|| format!("writing {}", path.display()))?;
     let report: Value = serde_json::from_str(&json).context("reading lazaret-bench's report")?;
-    println!("{}", table(&report));
+    println!("{}\n", table::of(&report));
+    draw(&report, &products.folder)?;
     println!("all figures: {}", path.display());
+    Ok(())
+}
+
+/// Draws the phases of each verb into a file named by it.
+fn draw(report: &Value, folder: &Path) -> Result<()> {
+    for timeline in table::array(&report["phases"]) {
+        let title = timeline["title"].as_str().unwrap_or_default();
+        let verb = title.split(' ').nth(1).unwrap_or("verb");
+        let path = folder.join(format!("bench-{verb}.svg"));
+        let yardstick = table::yardstick_ms(report, verb);
+        fs::write(&path, waterfall::draw(timeline, yardstick))
+            .with_context(|| format!("writing {}", path.display()))?;
+        println!("phases of {title}: {}", path.display());
+    }
     Ok(())
 }
 
@@ -80,60 +101,4 @@ fn arguments(products: &Products, options: &Options) -> Result<Vec<OsString>> {
         line.extend(["-L".into(), folder.into()]);
     }
     Ok(line)
-}
-
-/// Medians in milliseconds, a row for each runtime; `run` as a multiple of the first one's too.
-fn table(report: &Value) -> String {
-    let median = |spread: &Value| spread["median"].as_f64().unwrap_or(f64::NAN) * 1000.0;
-    let mut lines = vec![format!(
-        "{:<10} {:>8} {:>6} {:>8} {:>8} {:>8} {:>8} {:>8}",
-        "ms", "run", "x", "create", "start", "exec", "kill", "delete"
-    )];
-    let rows = report["start"].as_array().map_or(&[][..], Vec::as_slice);
-    let yardstick = rows.first().map_or(f64::NAN, |row| median(&row["run"]));
-    for row in rows {
-        let mut line = format!(
-            "{:<10} {:>8.1} {:>6.2}",
-            row["runtime"].as_str().unwrap_or("?"),
-            median(&row["run"]),
-            median(&row["run"]) / yardstick
-        );
-        for verb in row["verbs"].as_array().into_iter().flatten() {
-            line += &format!(" {:>8.1}", median(&verb[1]));
-        }
-        lines.push(line);
-    }
-    if report["microvm_seconds"].is_object() {
-        let time = median(&report["microvm_seconds"]);
-        lines.push(format!(
-            "{:<10} {time:>8.1} {:>6.2}",
-            "microvm",
-            time / yardstick
-        ));
-    }
-    lines.join("\n")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_table_has_ratios_to_the_first_runtime() {
-        let report = serde_json::json!({
-            "start": [
-                {"runtime": "runc", "run": {"median": 0.1}, "verbs": [["create", {"median": 0.05}]]},
-                {"runtime": "lazaret", "run": {"median": 0.25}, "verbs": []},
-            ],
-            "microvm_seconds": {"median": 0.4},
-        });
-        let table = table(&report);
-        let lines: Vec<Vec<&str>> = table
-            .lines()
-            .map(|line| line.split_whitespace().collect())
-            .collect();
-        assert_eq!(lines[1], ["runc", "100.0", "1.00", "50.0"]);
-        assert_eq!(lines[2], ["lazaret", "250.0", "2.50"]);
-        assert_eq!(lines[3], ["microvm", "400.0", "4.00"]);
-    }
 }
