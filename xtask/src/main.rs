@@ -96,3 +96,13 @@ fn print_each(which: &[Rootfs], make: impl Fn(Rootfs) -> Result<PathBuf>) -> Res
     }
     Ok(ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

@@ -116,6 +116,33 @@ impl Place {
         assert!(status.success());
     }
 
+    /// Runs the detached container `c`, whose process is `args`.
+    pub(crate) fn run_detached(&self, args: &[&str]) {
+        self.bundle(args, |_| {});
+        let status = self.command(&["run", "-d", "c"]).status().unwrap();
+        assert!(status.success());
+    }
+
+    /// Starts a `run` of the container `c`, whose process is `args`, with pipes for input and output.
+    pub(crate) fn run_piped(&self, args: &[&str]) -> Child {
+        self.bundle(args, |_| {});
+        let mut command = self.command(&["run", "c"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    }
+
+    /// Starts a `run` of the container `c`, which sleeps, with a pipe for its errors; and waits
+    /// until it runs.
+    pub(crate) fn run_sleeping(&self) -> Child {
+        self.bundle(&["sleep", "1000"], |_| {});
+        let mut command = self.command(&["run", "c"]);
+        let run = command.stderr(Stdio::piped()).spawn().unwrap();
+        wait("it runs", || {
+            !self.leftovers().is_empty() && self.status("c") == "running"
+        });
+        run
+    }
+
     pub(crate) fn state(&self, id: &str) -> Value {
         serde_json::from_str(&self.ok(&["state", id])).unwrap()
     }

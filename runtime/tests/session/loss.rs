@@ -1,21 +1,13 @@
 //! Processes of ours that are killed: the state converges, the others follow, `delete` cleans up.
 
-use std::process::Stdio;
-
 use nix::sys::signal::Signal;
 
 use crate::harness::{Place, message, signal, wait};
 
-fn running(place: &Place) {
-    place.bundle(&["sleep", "5"], |_| {});
-    let status = place.command(&["run", "-d", "c"]).status().unwrap();
-    assert!(status.success());
-}
-
 #[test]
 fn the_vmm_is_killed() {
     let place = Place::new();
-    running(&place);
+    place.run_detached(&["sleep", "1000"]);
     signal(place.vmm("c"), Signal::SIGKILL);
     place.wait_status("c", "stopped");
     assert_eq!(
@@ -28,15 +20,7 @@ fn the_vmm_is_killed() {
 #[test]
 fn the_vmm_is_killed_under_a_foreground_run() {
     let place = Place::new();
-    place.bundle(&["sleep", "5"], |_| {});
-    let run = place
-        .command(&["run", "c"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait("it runs", || {
-        !place.leftovers().is_empty() && place.status("c") == "running"
-    });
+    let run = place.run_sleeping();
     signal(place.vmm("c"), Signal::SIGKILL);
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(255));
@@ -59,7 +43,7 @@ fn the_guest_panics_at_start() {
 #[test]
 fn the_monitor_is_killed() {
     let place = Place::new();
-    running(&place);
+    place.run_detached(&["sleep", "1000"]);
     let vmm = place.vmm("c");
     signal(place.pid("c"), Signal::SIGKILL);
     place.wait_status("c", "stopped");
@@ -72,7 +56,7 @@ fn the_monitor_is_killed() {
 #[test]
 fn all_are_killed_and_the_id_is_free_again() {
     let place = Place::new();
-    running(&place);
+    place.run_detached(&["sleep", "1000"]);
     signal(place.vmm("c"), Signal::SIGKILL);
     let pid = place.pid("c");
     if pid != 0 {
@@ -87,15 +71,7 @@ fn all_are_killed_and_the_id_is_free_again() {
 #[test]
 fn a_monitor_that_is_killed_under_a_foreground_run_is_reported() {
     let place = Place::new();
-    place.bundle(&["sleep", "5"], |_| {});
-    let run = place
-        .command(&["run", "c"])
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    wait("it runs", || {
-        !place.leftovers().is_empty() && place.status("c") == "running"
-    });
+    let run = place.run_sleeping();
     signal(place.pid("c"), Signal::SIGKILL);
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(255));
@@ -108,11 +84,7 @@ fn a_monitor_that_is_killed_under_a_foreground_run_is_reported() {
 #[test]
 fn a_foreground_run_is_killed_and_its_container_goes_on() {
     let place = Place::new();
-    place.bundle(&["sleep", "1000"], |_| {});
-    let mut run = place.command(&["run", "c"]).spawn().unwrap();
-    wait("it runs", || {
-        !place.leftovers().is_empty() && place.status("c") == "running"
-    });
+    let mut run = place.run_sleeping();
     run.kill().unwrap();
     run.wait().unwrap();
     assert_eq!(place.status("c"), "running");

@@ -95,14 +95,7 @@ fn missing_sources_are_named() {
 #[test]
 fn the_host_sees_no_mounts_of_ours() {
     let place = Place::new();
-    place.bundle(&["sleep", "1000"], |_| {});
-    assert!(
-        place
-            .command(&["run", "-d", "c"])
-            .status()
-            .unwrap()
-            .success()
-    );
+    place.run_detached(&["sleep", "1000"]);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(place.path().to_str().unwrap()), "{mounts}");
     place.ok(&["delete", "-f", "c"]);

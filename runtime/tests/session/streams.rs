@@ -23,13 +23,7 @@ fn output_and_errors_arrive_apart() {
 #[test]
 fn input_ends_when_it_ends() {
     let place = Place::new();
-    place.bundle(&["cat"], |_| {});
-    let mut run = place
-        .command(&["run", "c"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut run = place.run_piped(&["cat"]);
     run.stdin.take().unwrap().write_all(b"to and fro").unwrap();
     let output = run.wait_with_output().unwrap();
     assert_eq!(output.stdout, b"to and fro");
@@ -75,13 +69,7 @@ fn sockets_are_streams_too() {
 #[test]
 fn much_passes_both_ways_and_memory_stays_flat() {
     let place = Place::new();
-    place.bundle(&["cat"], |_| {});
-    let mut run = place
-        .command(&["run", "c"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut run = place.run_piped(&["cat"]);
     let mut stdin = run.stdin.take().unwrap();
     let writer = std::thread::spawn(move || {
         let chunk: Vec<u8> = (0..=255).cycle().take(1 << 20).collect();

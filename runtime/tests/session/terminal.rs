@@ -97,14 +97,7 @@ fn the_console_socket_gets_a_terminal_that_obeys() {
 #[test]
 fn exec_gets_a_terminal_as_well() {
     let place = Place::new();
-    place.bundle(&["sleep", "1000"], |_| {});
-    assert!(
-        place
-            .command(&["run", "-d", "c"])
-            .status()
-            .unwrap()
-            .success()
-    );
+    place.run_detached(&["sleep", "1000"]);
     let socket = place.path().join("console.sock");
     let listener = UnixListener::bind(&socket).unwrap();
     let socket = socket.to_str().unwrap();

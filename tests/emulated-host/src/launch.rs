@@ -134,6 +134,26 @@ struct Ends {
 }
 
 impl Host {
+    /// Memory in MiB that is enough for a handful of VMs and for the files of a test.
+    pub const MEMORY_MIB: u32 = 3072;
+
+    /// A host of one CPU, for everything but figures, whose first process is this program.
+    ///
+    /// # Errors
+    /// If this program's file is gone.
+    pub fn new(kernel: PathBuf, qemu: Qemu) -> Result<Self> {
+        Ok(Self {
+            kernel,
+            qemu,
+            mode: Mode::Functional,
+            memory_mib: Self::MEMORY_MIB,
+            cpus: 1,
+            timeout: None,
+            writable: Vec::new(),
+            first_process: std::env::current_exe().context("finding this program")?,
+        })
+    }
+
     /// Switches the host on, runs `command`, and switches it off.
     ///
     /// # Errors

@@ -15,6 +15,7 @@
 
 pub mod guest;
 mod launch;
+mod options;
 mod qemu;
 mod relay;
 mod terminal;
@@ -22,4 +23,5 @@ mod wire;
 
 pub use guest::is_guest;
 pub use launch::{Command, Host, Mode, Outcome, Streams};
+pub use options::HostOptions;
 pub use qemu::Qemu;

@@ -10,6 +10,7 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Seek};
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -19,6 +20,10 @@ use serde_json::Value;
 
 use crate::products::{self, Products};
 use crate::{emu, emulator, packages};
+
+/// A measurement takes minutes. After this time the host is taken to hang, which in the counted mode
+/// it does now and then.
+const TIMEOUT: Duration = Duration::from_secs(30 * 60);
 
 /// Options of the task.
 #[derive(Debug, Args)]
@@ -45,6 +50,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .push(("LAZARET_CONFIG".into(), products.config().into()));
     let host = Host {
         mode: Mode::Counted,
+        timeout: Some(TIMEOUT),
         ..emu::default_host()?
     };
     let mut output: File = memfd_create("bench", MemfdFlags::CLOEXEC)?.into();
