@@ -18,12 +18,6 @@ pub(crate) fn block() {
     let _ = SigSet::all().thread_block();
 }
 
-/// Lets all signals through, whatever the caller of this program has blocked.
-pub(crate) fn unblock() {
-    // Fails for an invalid set only.
-    let _ = SigSet::empty().thread_set_mask();
-}
-
 /// A descriptor that all blocked signals are read from, without waiting.
 ///
 /// # Errors

@@ -21,6 +21,7 @@ use tracing_subscriber::{
     filter::LevelFilter,
     fmt::{format::Writer, time::FormatTime},
 };
+use vmm_sys_util::signal::{get_blocked_signals, unblock_signal};
 
 const USAGE: &str = "\
 Usage: lazaret-vmm --launch-fd N
@@ -59,6 +60,7 @@ fn main() -> ExitCode {
 /// Runs the VM, then ends the process at once: what the kernel frees anyway is not freed twice.
 fn run(fd: &str) {
     keep_one_heap();
+    unblock_signals();
     log_to_stderr();
     tracing::debug!("VMM started");
     let mut server = match launch_socket(fd).and_then(serve) {
@@ -99,6 +101,14 @@ impl FormatTime for Microseconds {
 fn keep_one_heap() {
     // SAFETY: the call sets a number; no other thread exists that could allocate meanwhile.
     let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
+/// Lets all signals through, whatever this process has inherited: one of them interrupts vCPUs.
+fn unblock_signals() {
+    for number in get_blocked_signals().into_iter().flatten() {
+        // Fails for a number that is none, and these were just listed.
+        let _ = unblock_signal(number);
+    }
 }
 
 fn launch_socket(argument: &str) -> anyhow::Result<UnixStream> {

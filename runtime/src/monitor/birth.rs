@@ -56,8 +56,9 @@ pub(super) fn fork(
 }
 
 fn prepare(keep: &[RawFd], report: &PipeWriter) -> Result<(), MonitorError> {
-    // What this process starts inherits what it blocks.
-    signals::unblock();
+    // A signal that comes before anything waits for it is an interrupt of the creation and not the
+    // end of this process. What it starts inherits the mask; the VMM has one of its own.
+    signals::block();
     let mut keep = keep.to_vec();
     keep.push(report.as_raw_fd());
     keep.extend(log::file());

@@ -23,7 +23,6 @@ use crate::{
     plan::Plan,
     process::ProcessId,
     share::{Share, ShareError},
-    signals,
     state::{Phase, Record, StateDir, StateError},
     terminal::{self, TerminalError},
 };
@@ -201,7 +200,6 @@ fn create_container(
     log::monitor_phase("share mounted");
     let mut vm = Vm::start(job.config)?;
     log::monitor_phase("VMM spawned");
-    signals::block();
     vm.launch(
         plan.vm.clone(),
         job.config,
@@ -362,7 +360,6 @@ fn monitor_exec(job: ExecJob<'_>, report: PipeWriter) -> u8 {
 }
 
 fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
-    signals::block();
     let terminal = job.spec.terminal;
     let streams = match (&job.console, terminal) {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),

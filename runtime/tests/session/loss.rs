@@ -1,5 +1,7 @@
 //! Processes of ours that are killed: the state converges, the others follow, `delete` cleans up.
 
+use std::process::Stdio;
+
 use nix::sys::signal::Signal;
 
 use crate::harness::{Place, message, signal, wait};
@@ -89,4 +91,29 @@ fn a_foreground_run_is_killed_and_its_container_goes_on() {
     run.wait().unwrap();
     assert_eq!(place.status("c"), "running");
     place.ok(&["delete", "-f", "c"]);
+}
+
+#[test]
+fn a_signal_at_any_moment_of_a_start_says_so() {
+    let place = Place::new();
+    place.bundle(&["sleep", "1000"], |_| {});
+    for delay_ms in 0..25 {
+        let mut command = place.command(&["run", "c"]);
+        let run = command.stderr(Stdio::piped()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay_ms));
+        signal(i32::try_from(run.id()).unwrap(), Signal::SIGTERM);
+        let output = run.wait_with_output().unwrap();
+        match output.status.code() {
+            // Before it had begun, or when the process was there already.
+            None | Some(143) => {}
+            code => {
+                let message = message(&String::from_utf8(output.stderr).unwrap());
+                assert_eq!(
+                    (code, &*message),
+                    (Some(1), "interrupted"),
+                    "after {delay_ms} ms"
+                );
+            }
+        }
+    }
 }

@@ -69,6 +69,22 @@ fn the_launch_socket_serves_requests() {
     assert_eq!(vmm.end(), (ExitReason::Shutdown, String::new()));
 }
 
+/// The monitor blocks all signals, and its children inherit that.
+#[test]
+fn blocked_signals_are_not_inherited() {
+    let number = vmm_sys_util::signal::SIGRTMIN();
+    vmm_sys_util::signal::block_signal(number).unwrap();
+    let (vmm, launched) = Vmm::launch(&launch(), &fds(SPIN));
+    vmm_sys_util::signal::unblock_signal(number).unwrap();
+    assert_eq!(launched, Ok(()));
+    // A spinning vCPU stops for nothing but the signal.
+    frame::write(&mut &vmm.socket, &ControlRequest::Pause).unwrap();
+    let paused: ControlReply = frame::read(&mut &vmm.socket).unwrap();
+    assert_eq!(paused, Ok(ControlAnswer::Done));
+    frame::write(&mut &vmm.socket, &ControlRequest::Shutdown).unwrap();
+    assert_eq!(vmm.end().0, ExitReason::Shutdown);
+}
+
 #[test]
 fn a_launch_may_arrive_in_pieces() {
     let vmm = Vmm::start();
