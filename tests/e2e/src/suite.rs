@@ -303,7 +303,7 @@ impl Options {
             program: job.program.clone(),
             directory: directory.clone(),
             probe: self.probe(),
-            private: private_directories(&job.program),
+            private: private_directories(&job.program, &self.assets),
             tag: format!("e2e-{}-{}-", std::process::id(), job.number),
             full: self.full,
             patience: self.patience,
@@ -349,18 +349,18 @@ impl Options {
     }
 }
 
-/// The watched directories in which neither the runtime nor its configuration lies.
-fn private_directories(program: &Path) -> Vec<String> {
+/// The watched directories in which nothing lies that a case needs: the runtime, its configuration,
+/// the assets.
+fn private_directories(program: &Path, assets: &Path) -> Vec<String> {
     let configuration = std::env::var_os("LAZARET_CONFIG").map(PathBuf::from);
-    let needed = |directory: &str| {
-        program.starts_with(directory)
-            || configuration
-                .as_ref()
-                .is_some_and(|path| path.starts_with(directory))
-    };
-    let private = leaks::WATCHED_DIRECTORIES
-        .iter()
-        .filter(|directory| !needed(directory));
+    let needed = [program, assets]
+        .into_iter()
+        .chain(configuration.as_deref());
+    let needed: Vec<&Path> = needed.collect();
+    let private = leaks::WATCHED_DIRECTORIES.iter().filter(|directory| {
+        let inside = |path: &&Path| path.starts_with(directory);
+        !needed.iter().any(inside)
+    });
     private.map(|&directory| directory.to_owned()).collect()
 }
 

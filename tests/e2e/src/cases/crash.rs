@@ -38,9 +38,10 @@ const CASES: &[Case] = &[
 
 const PROBES: &[(&str, Probe)] = &[("reset", reset)];
 
-/// Restarts the machine, as a process of the guest's first pid namespace can.
+/// Restarts the machine, as a process of the guest's first pid namespace can, once its input ends.
 fn reset(_: &[String]) -> Result<u8> {
     println!("ready");
+    std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
     nix::sys::reboot::reboot(nix::sys::reboot::RebootMode::RB_AUTOBOOT)?;
     Ok(0)
 }
@@ -56,12 +57,13 @@ fn guest_resets_itself(test: &Test) -> Result<()> {
     if let Some(namespaces) = bundle.config["linux"]["namespaces"].as_array_mut() {
         namespaces.retain(|namespace| namespace["type"] != "pid");
     }
-    let output = test.runtime.run(&bundle)?.output()?;
-    ensure!(
-        output.stdout == "ready\n",
-        "the probe said {:?}",
-        output.stdout
-    );
+    let (stdin, end) = std::io::pipe()?;
+    let (output, stdout) = std::io::pipe()?;
+    let running = test.runtime.run(&bundle)?.stdin(stdin).stdout(stdout);
+    let running = running.spawn()?;
+    Dialogue::from(output).expect("ready\n")?;
+    drop(end);
+    let output = running.wait()?;
     ensure!(!output.status.success(), "run succeeded");
     ensure!(!output.stderr.is_empty(), "run said nothing");
     Ok(())
