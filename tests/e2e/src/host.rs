@@ -64,21 +64,26 @@ pub(crate) fn descendants(ancestor: i32) -> Result<Vec<Process>> {
     Ok(found)
 }
 
-/// Processor time a process has used, in clock ticks of 10 ms.
-pub(crate) fn cpu_ticks(pid: i32) -> Result<u64> {
-    let path = format!("/proc/{pid}/stat");
-    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
-    let after = text
-        .rfind(')')
-        .map_or("", |at| text.get(at + 1..).unwrap_or_default());
-    // utime and stime are the fields 14 and 15; the state behind the name is field 3.
-    let fields: Vec<u64> = after
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|word| word.parse().ok())
-        .collect();
-    Ok(fields.iter().sum())
+/// Processor time that a process has used, in clock ticks, without that of its virtual CPUs, whose
+/// time is the guest's.
+pub(crate) fn own_cpu_ticks(pid: i32) -> Result<u64> {
+    let path = format!("/proc/{pid}/task");
+    let mut sum = 0;
+    for thread in fs::read_dir(&path).with_context(|| format!("cannot read {path}"))? {
+        let path = thread?.path().join("stat");
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        // `TID (name) state …`; the name may hold anything, parentheses included.
+        let (name, fields) = text.rsplit_once(')').unwrap_or_default();
+        if !name.contains("(vcpu") {
+            // utime and stime are the fields 14 and 15; the state behind the name is field 3.
+            let times = fields.split_whitespace().skip(11).take(2);
+            sum += times
+                .filter_map(|word| word.parse::<u64>().ok())
+                .sum::<u64>();
+        }
+    }
+    Ok(sum)
 }
 
 /// How many file descriptors a process has open.
