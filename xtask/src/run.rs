@@ -18,7 +18,7 @@ say() { printf '%-10s %s\n' "$1" "$2"; }
 say system "$(. /etc/os-release; echo "$PRETTY_NAME"), python $(python3 -c 'import platform; print(platform.python_version())')"
 say kernel "$(uname -sr)"
 say hostname "$(cat /proc/sys/kernel/hostname)"
-say 'pid 1' "$(tr '\0' ' ' </proc/1/cmdline | head -c 60)"
+say 'pid 1' "$(tr '\0' '\n' </proc/1/cmdline | head -n 1)"
 say user "$(id)"
 say cpus "$(grep -c ^processor /proc/cpuinfo)"
 say memory "$(awk '/MemTotal|MemFree/ {printf "%s %d MiB  ", $1, $2/1024}' /proc/meminfo)"
