@@ -22,6 +22,7 @@ pub mod loopback;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;
+pub mod process_list;
 pub mod reaper;
 pub mod rootfs;
 pub mod server;

@@ -7,6 +7,25 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{log, state};
 
+mod checkpoint;
+mod help;
+mod limits;
+mod values;
+
+pub(crate) use checkpoint::{Checkpoint, Restore};
+pub(crate) use limits::{Events, Update};
+
+/// The sections of runc's help, filled by clap.
+const TEMPLATE: &str = "\
+NAME:
+   {name} - {about}
+
+USAGE:
+   {usage}
+
+{all-args}{after-help}
+";
+
 /// `lazaret`, parsed.
 #[derive(Debug, Parser)]
 #[command(
@@ -16,7 +35,11 @@ use crate::{log, state};
     disable_help_subcommand = true,
     arg_required_else_help = true,
     args_override_self = true,
-    max_term_width = 100
+    max_term_width = 100,
+    help_template = TEMPLATE,
+    subcommand_help_heading = "COMMANDS",
+    next_help_heading = "GLOBAL OPTIONS",
+    after_help = help::LAZARET
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -46,12 +69,12 @@ pub(crate) struct Global {
     /// Not supported: containers are not placed in systemd's cgroups
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
-    /// Only false and auto: lazaret needs root
+    /// Whether to run without root's rights: only false and auto, lazaret needs them
     #[arg(long, value_name = "VALUE", default_value = "auto")]
     pub(crate) rootless: String,
-    /// Not supported: there are no checkpoints
-    #[arg(long, value_name = "FILE")]
-    pub(crate) criu: Option<PathBuf>,
+    /// Ignored: there are no checkpoints
+    #[arg(long, value_name = "FILE", hide = true)]
+    criu: Option<PathBuf>,
     /// Print the version
     #[arg(long, short = 'v')]
     pub(crate) version: bool,
@@ -70,44 +93,62 @@ fn log_format(name: &str) -> Result<log::Format, String> {
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Verb {
+    /// Checkpoint a running container (not supported yet)
+    #[command(after_help = help::CHECKPOINT)]
+    Checkpoint(Box<Checkpoint>),
     /// Create a container
+    #[command(after_help = help::CREATE)]
     Create(Create),
+    /// Delete any resources held by the container
+    #[command(after_help = help::DELETE)]
+    Delete(Delete),
+    /// Display container events such as OOM notifications, cpu, memory, and IO usage statistics
+    #[command(after_help = help::EVENTS)]
+    Events(Events),
+    /// Execute a new process inside the container
+    #[command(after_help = help::EXEC)]
+    Exec(Box<Exec>),
+    /// Send a signal (default: SIGTERM) to the container's init process
+    #[command(after_help = help::KILL)]
+    Kill(Kill),
+    /// List containers started with the given root
+    #[command(after_help = help::LIST)]
+    List(List),
+    /// Suspend all processes inside the container
+    #[command(after_help = help::PAUSE)]
+    Pause(Container),
+    /// Display the processes running inside a container
+    #[command(after_help = help::PS)]
+    Ps(Ps),
+    /// Restore a container from a previous checkpoint (not supported yet)
+    #[command(after_help = help::RESTORE)]
+    Restore(Box<Restore>),
+    /// Resume all processes that have been paused
+    #[command(after_help = help::RESUME)]
+    Resume(Container),
+    /// Create and run a container
+    #[command(after_help = help::RUN)]
+    Run(Run),
+    /// Create a new specification file
+    #[command(after_help = help::SPEC)]
+    Spec(Spec),
     /// Execute the user-defined process in a created container
+    #[command(after_help = help::START)]
     Start(Container),
     /// Output the state of a container
+    #[command(after_help = help::STATE)]
     State(Container),
-    /// Send a signal (default: SIGTERM) to the container's init process
-    Kill(Kill),
-    /// Delete any resources held by the container
-    Delete(Delete),
-    /// Create and run a container
-    Run(Run),
-    /// Execute a new process inside the container
-    Exec(Box<Exec>),
-    /// List containers started with the given root
-    List(List),
-    /// Create a new specification file
-    Spec(Spec),
-    /// Display the processes running inside a container
-    Ps(Ps),
-    /// Suspend all processes inside the container
-    Pause(Container),
-    /// Resume all processes that have been paused
-    Resume(Container),
+    /// Update container resource constraints
+    #[command(after_help = help::UPDATE)]
+    Update(Box<Update>),
+    /// Show the enabled features
+    #[command(after_help = help::FEATURES)]
+    Features,
     /// Say what this machine lacks to run containers
+    #[command(after_help = help::CHECK)]
     Check(Check),
     /// Print the version
     Version,
-    /// Not supported yet: display container events
-    Events(Anything),
-    /// Not supported yet: update container resource constraints
-    Update(Anything),
-    /// Not supported yet: show the enabled features
-    Features(Anything),
-    /// Not supported yet: checkpoint a running container
-    Checkpoint(Anything),
-    /// Not supported yet: restore a container from a checkpoint
-    Restore(Anything),
 }
 
 // A verb about one container.
@@ -231,10 +272,10 @@ pub(crate) struct Exec {
     /// Number of additional descriptors to pass: only 0, they cannot cross into a VM
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
-    /// Not supported: sub-cgroup to run in
-    #[arg(long, value_name = "CGROUP")]
+    /// Existing cgroup below the container's to run in
+    #[arg(long, value_name = "PATH")]
     pub(crate) cgroup: Vec<String>,
-    /// Allow exec in a paused container
+    /// Allow exec in a paused container; the process goes on when the container does
     #[arg(long)]
     pub(crate) ignore_paused: bool,
 }
@@ -256,7 +297,7 @@ pub(crate) struct Spec {
     /// Path of the bundle
     #[arg(long, short, value_name = "DIR")]
     pub(crate) bundle: Option<PathBuf>,
-    /// Not supported: lazaret needs root
+    /// Write a specification for a user who is not root
     #[arg(long)]
     pub(crate) rootless: bool,
 }
@@ -269,7 +310,7 @@ pub(crate) struct Ps {
     /// table or json
     #[arg(long, short, default_value = "table")]
     pub(crate) format: String,
-    /// Not supported: options for ps, which cannot see into a guest
+    /// Options of ps (default: -ef)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) ps_options: Vec<String>,
 }
@@ -280,13 +321,6 @@ pub(crate) struct Check {
     /// table or json
     #[arg(long, short, default_value = "table")]
     pub(crate) format: String,
-}
-
-// Whatever follows a verb that is not supported.
-#[derive(Debug, Args)]
-pub(crate) struct Anything {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    arguments: Vec<String>,
 }
 
 #[cfg(test)]

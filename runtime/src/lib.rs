@@ -30,6 +30,9 @@ mod verbs;
 /// Exit code of a verb that failed.
 const FAILURE: u8 = 1;
 
+/// Exit code for a verb that there is not.
+const NO_SUCH_VERB: u8 = 3;
+
 /// Runs the verb that `arguments` ask for; returns what the process exits with.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let started_us = time::monotonic_us();
@@ -73,6 +76,15 @@ fn usage(error: &clap::Error) -> ExitCode {
             // Nobody to tell if standard output is closed.
             let _ = error.print();
             ExitCode::SUCCESS
+        }
+        ErrorKind::InvalidSubcommand => {
+            // As runc, which looks for help first.
+            let name = error.get(clap::error::ContextKind::InvalidSubcommand);
+            eprintln!(
+                "No help topic for '{}'",
+                name.map_or_else(String::new, ToString::to_string)
+            );
+            NO_SUCH_VERB.into()
         }
         _ => {
             let text = error.render().to_string();

@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use oci_spec::runtime::LinuxResources;
 use rustix::{
     fs::{AtFlags, FlockOperation, Mode, OFlags},
     io::Errno,
@@ -167,6 +168,20 @@ pub(crate) struct Record {
     pub(crate) vmm: ProcessId,
     /// Exit code once stopped: the container's, or 255 if the sandbox was lost.
     pub(crate) exit_code: Option<u8>,
+    /// Size of the VM; none in the record of an older version.
+    pub(crate) vm: Option<VmSize>,
+    /// `linux.resources` as it is now, without rules about devices.
+    #[serde(default)]
+    pub(crate) resources: LinuxResources,
+}
+
+/// Size of a VM, which it keeps for its whole life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VmSize {
+    /// Guest memory, in MiB.
+    pub(crate) memory_mib: u64,
+    /// Virtual CPUs.
+    pub(crate) vcpus: u8,
 }
 
 /// The state root.

@@ -19,6 +19,15 @@ use crate::process;
 
 use super::ID_BYTES_MAX;
 
+/// Where in a container a further process goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Path of a cgroup below the container's; empty is the container's own.
+    pub cgroup: &'a str,
+    /// Whether a paused container takes it.
+    pub ignore_paused: bool,
+}
+
 impl Container {
     /// Builds a container up to the point where its init process waits before `exec`. On failure
     /// nothing is left of it.
@@ -142,16 +151,17 @@ impl Container {
         host: Host<'_>,
         name: &str,
         wanted: Process,
+        place: Place<'_>,
     ) -> Result<Rc<process::Process>, ContainerError> {
         self.require_alive("exec in")?;
-        if self.paused.get() {
+        if self.paused.get() && !place.ignore_paused {
             return Err(self.wrong_state("cannot exec in a paused container"));
         }
         if self.execs.borrow().contains_key(name) {
             return Err(ContainerError::ExecExists(name.to_owned()));
         }
         self.execs.borrow_mut().insert(name.to_owned(), None);
-        let started = self.start_exec(host, wanted).await;
+        let started = self.start_exec(host, wanted, place.cgroup).await;
         let mut execs = self.execs.borrow_mut();
         match &started {
             Ok(process) => execs.insert(name.to_owned(), Some(Rc::clone(process))),
@@ -165,6 +175,7 @@ impl Container {
         &self,
         host: Host<'_>,
         wanted: Process,
+        below: &str,
     ) -> Result<Rc<process::Process>, ContainerError> {
         let init = launch::inheritable(self.init.pidfd())?;
         let number = init.as_raw_fd();
@@ -181,9 +192,13 @@ impl Container {
                 mappings: None,
             })
         };
-        let launched = match launch(self.cgroup.as_fd()) {
+        let below = match below {
+            "" => None,
+            path => Some(self.cgroup.open_below(path)?),
+        };
+        let launched = match launch(below.as_ref().map_or(self.cgroup.as_fd(), AsFd::as_fd)) {
             // The container made cgroups below its own, which may then hold no process itself.
-            Err(LaunchError::Clone(Os(Errno::BUSY))) => {
+            Err(LaunchError::Clone(Os(Errno::BUSY))) if below.is_none() => {
                 let mount = &host.environment.cgroup_mount;
                 let cgroup = cgroup::open_cgroup_of(self.init.pid(), mount);
                 let cgroup = cgroup.map_err(LaunchError::Clone)?;

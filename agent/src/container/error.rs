@@ -114,7 +114,12 @@ impl ContainerError {
                 | NamespaceError::NotJoinable { .. }
                 | NamespaceError::Mappings(_),
             )
-            | Self::Cgroup(CgroupError::Name(_) | CgroupError::Rules(_))
+            | Self::Cgroup(
+                CgroupError::Name(_)
+                | CgroupError::NotBelow(_)
+                | CgroupError::Rules(_)
+                | CgroupError::TooMany(_),
+            )
             | Self::Mount(MountError::NotKernel(_)) => FailureKind::Invalid,
             _ => FailureKind::System,
         }

@@ -25,6 +25,7 @@ use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::sys;
 
+pub use create::Place;
 pub use error::ContainerError;
 
 /// Longest container id (`CreateContainer::id`).
@@ -184,12 +185,9 @@ impl Container {
         Ok(status)
     }
 
-    /// Pids of all processes.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn processes(&self) -> Result<Vec<u32>, ContainerError> {
-        Ok(self.cgroup.processes()?)
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     /// Freezes the container.

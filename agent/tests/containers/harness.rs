@@ -14,7 +14,7 @@ use lazaret_agent::cgroup;
 use lazaret_agent::container::Environment;
 use lazaret_agent::guest::Share;
 use lazaret_protocol::agent::{
-    Answer, ExitStatus, Failure, ProcessRef, Reply, Request, StdStream, TerminalSize,
+    Answer, ExitStatus, Failure, ProcessEntry, ProcessRef, Reply, Request, StdStream, TerminalSize,
 };
 use lazaret_protocol::container::{
     Capabilities, Cgroup, CreateContainer, Mount, MountSource, Namespace, NamespaceKind, Process,
@@ -178,9 +178,23 @@ impl Agent {
         let request = Request::Exec {
             process: process.clone(),
             spec: Box::new(spec.clone()),
+            cgroup: String::new(),
+            ignore_paused: false,
         };
         match self.call(&request)? {
             Answer::Process { pid } => Ok(pid),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The processes of a container whose pids are above `after`.
+    pub(crate) fn list(&self, container: &str, after: u32) -> Vec<ProcessEntry> {
+        let request = Request::ListProcesses {
+            container: container.to_owned(),
+            after,
+        };
+        match self.call(&request) {
+            Ok(Answer::Processes(list)) => list.processes,
             other => panic!("{other:?}"),
         }
     }

@@ -5,6 +5,7 @@
 mod harness;
 mod isolation;
 mod lifecycle;
+mod live;
 mod mounts;
 mod process;
 mod stdio;

@@ -118,8 +118,19 @@ pub(crate) struct ExecJob<'a> {
     pub(crate) process: ProcessRef,
     /// What to run.
     pub(crate) spec: lazaret_protocol::container::Process,
+    /// Where in the container.
+    pub(crate) place: Place<'a>,
     /// Socket that wants the pty.
     pub(crate) console: Option<UnixStream>,
+}
+
+/// Where in a container a further process goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Path of a cgroup below the container's; empty is the container's own.
+    pub(crate) cgroup: &'a str,
+    /// Whether a paused container takes it; the process then waits to be resumed.
+    pub(crate) ignore_paused: bool,
 }
 
 /// Forks the monitor of a container and waits until the container is created.
@@ -365,7 +376,7 @@ fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
         _ => HostStreams::Inherited,
     };
-    let session = exec_session(job.dir, &job.process, &job.spec, streams)?;
+    let session = exec_session(job.dir, &job.process, &job.spec, job.place, streams)?;
     release_standard_streams(job.console.is_some())?;
     Ok(session)
 }
@@ -378,13 +389,21 @@ pub(crate) fn exec_session(
     dir: &StateDir,
     process: &ProcessRef,
     spec: &lazaret_protocol::container::Process,
+    place: Place<'_>,
     streams: HostStreams,
 ) -> Result<Session, MonitorError> {
     let agent = Agent::new(dir);
-    agent.call(&Request::Exec {
+    let call = agent.begin(&Request::Exec {
         process: process.clone(),
         spec: Box::new(spec.clone()),
+        cgroup: place.cgroup.to_owned(),
+        ignore_paused: place.ignore_paused,
     })?;
+    if place.ignore_paused {
+        call.finish_when_resumed()?;
+    } else {
+        call.finish()?;
+    }
     log::phase("process started");
     let session = Session::attach(agent, process.clone(), spec, streams)?;
     log::phase("streams attached");

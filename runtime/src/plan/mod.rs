@@ -15,6 +15,7 @@ use serde::Serialize;
 
 use crate::{bundle::Bundle, config::Config};
 
+mod accepts;
 mod annotations;
 mod devices;
 mod mounts;
@@ -22,10 +23,13 @@ mod options;
 mod process;
 mod resources;
 mod unsupported;
+mod update;
 mod vm;
 
-pub(crate) use annotations::ANNOTATIONS;
-pub(crate) use process::{capability, process};
+pub(crate) use accepts::{Verdict, mount_options, verdict};
+pub(crate) use annotations::{ANNOTATION_PREFIX, ANNOTATIONS};
+pub(crate) use process::{capabilities, capability, process};
+pub(crate) use update::limits;
 pub(crate) use vm::{FD_COUNT, FdIndex};
 
 /// What the plan needs to know besides the bundle and the configuration.

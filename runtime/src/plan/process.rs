@@ -48,7 +48,7 @@ pub(crate) fn process(
         terminal: terminal.then(|| terminal_size(spec, circumstances.terminal_size)),
         stdio: circumstances.stdio,
         user: user(spec.user(), field)?,
-        capabilities: spec.capabilities().as_ref().map(capabilities),
+        capabilities: spec.capabilities().as_ref().map(capability_sets),
         rlimits: rlimits(spec, field)?,
         no_new_privileges: spec.no_new_privileges().unwrap_or(false),
         oom_score_adj: spec.oom_score_adj(),
@@ -147,7 +147,7 @@ fn user(user: &oci::User, field: &str) -> Result<User, PlanError> {
     })
 }
 
-fn capabilities(sets: &oci::LinuxCapabilities) -> Capabilities {
+fn capability_sets(sets: &oci::LinuxCapabilities) -> Capabilities {
     let bits = |set: &Option<oci::Capabilities>| {
         set.iter()
             .flatten()
@@ -172,6 +172,60 @@ pub(crate) fn capability(name: &str) -> Option<u64> {
     };
     let capability = serde_json::from_value::<Capability>(full.into()).ok()?;
     Some(1 << number(capability))
+}
+
+/// All capabilities in the order of their numbers (`linux/capability.h`).
+const CAPABILITIES: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
+
+/// Names of all capabilities, in the order of their numbers.
+pub(crate) fn capabilities() -> Vec<String> {
+    let names = CAPABILITIES.iter().map(|capability| {
+        let name = serde_json::to_value(capability).ok()?;
+        Some(name.as_str()?.to_owned())
+    });
+    names.flatten().collect()
 }
 
 /// Number of a capability (`linux/capability.h`).
@@ -263,5 +317,18 @@ fn resource(kind: PosixRlimitType) -> u32 {
         PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
         PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_listed_by_their_numbers() {
+        let numbers = CAPABILITIES.iter().map(|&capability| number(capability));
+        assert!(numbers.eq(0..41));
+        assert_eq!(capabilities()[21], "CAP_SYS_ADMIN");
+        assert_eq!(capability("checkpoint_restore"), Some(1 << 40));
     }
 }

@@ -13,7 +13,7 @@ use crate::{
     bundle::{self, Bundle},
     cli::{Exec, Global},
     log,
-    monitor::{self, ExecJob, session::HostStreams},
+    monitor::{self, ExecJob, Place, session::HostStreams},
     plan, signals,
     state::{StateDir, Status},
     terminal::{self, RawMode},
@@ -24,6 +24,10 @@ use crate::{
 pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
     let dir = open(global, &options.container_id)?;
     check(&dir, options)?;
+    let place = Place {
+        cgroup: sub_cgroup(&options.cgroup)?,
+        ignore_paused: options.ignore_paused,
+    };
     log::phase("state read");
     let spec = process(&dir, options)?;
     log::phase("plan made");
@@ -37,9 +41,9 @@ pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
         exec: Some(new_id()),
     };
     if options.detach {
-        detached(&dir, process, spec, options)
+        detached(&dir, process, spec, place, options)
     } else {
-        foreground(&dir, &process, &spec, options.pid_file.as_deref())
+        foreground(&dir, &process, &spec, place, options.pid_file.as_deref())
     }
 }
 
@@ -61,16 +65,31 @@ fn check(dir: &StateDir, options: &Exec) -> Result<(), VerbError> {
             "descriptors cannot be passed into a VM",
         ));
     }
-    if !options.cgroup.is_empty() {
-        return Err(option_error("--cgroup", "sub-cgroups are not supported"));
-    }
     Ok(())
+}
+
+/// The sub-cgroup that `--cgroup` names: a guest has cgroup v2 only, hence one path at most.
+fn sub_cgroup(given: &[String]) -> Result<&str, VerbError> {
+    let invalid = |text: &str, why: &str| {
+        VerbError::WrongStatus(format!("invalid --cgroup argument: {text}{why}"))
+    };
+    match given {
+        [] => Ok(""),
+        [path] => match path.split(':').collect::<Vec<_>>()[..] {
+            // As runc: on cgroup v2 a named controller is not one of its cgroups.
+            [_, _] => Err(invalid(path, " (a guest has cgroup v2: give a path alone)")),
+            [path] => Ok(path),
+            _ => Err(invalid(path, "")),
+        },
+        [first, ..] => Err(invalid(first, " (missing <controller>: prefix)")),
+    }
 }
 
 fn detached(
     dir: &StateDir,
     process: ProcessRef,
     spec: Process,
+    place: Place<'_>,
     options: &Exec,
 ) -> Result<u8, VerbError> {
     let console = options
@@ -82,6 +101,7 @@ fn detached(
         dir,
         process,
         spec,
+        place,
         console,
     })?;
     if let Some(path) = &options.pid_file {
@@ -94,6 +114,7 @@ fn foreground(
     dir: &StateDir,
     process: &ProcessRef,
     spec: &Process,
+    place: Place<'_>,
     pid_file: Option<&Path>,
 ) -> Result<u8, VerbError> {
     signals::block();
@@ -102,7 +123,7 @@ fn foreground(
         .and_then(|_| terminal::of_caller())
         .map(RawMode::enter)
         .transpose()?;
-    let session = monitor::exec_session(dir, process, spec, HostStreams::Inherited)?;
+    let session = monitor::exec_session(dir, process, spec, place, HostStreams::Inherited)?;
     if let Some(path) = pid_file {
         write_pid_file(path, rustix::process::getpid().as_raw_nonzero().get())?;
     }

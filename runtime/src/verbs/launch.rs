@@ -2,6 +2,8 @@
 
 use std::{os::unix::net::UnixStream, path::Path};
 
+use oci_spec::runtime::{LinuxResources, Spec};
+
 use super::{VerbError, option_error, store, write_pid_file};
 use crate::{
     bundle::Bundle,
@@ -11,7 +13,7 @@ use crate::{
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
     process::ProcessId,
-    state::{ContainerId, Phase, Record, StateDir},
+    state::{ContainerId, Phase, Record, StateDir, VmSize},
     terminal, time,
 };
 
@@ -72,6 +74,7 @@ pub(super) fn prepare(
         .as_deref()
         .map(terminal::connect_console)
         .transpose()?;
+    let resources = limits_of(&bundle.spec);
     let rootfs = plan.host.shares[0].source.clone();
     let annotations = bundle.spec.annotations().iter().flatten();
     let nobody = ProcessId {
@@ -89,6 +92,11 @@ pub(super) fn prepare(
         monitor: nobody,
         vmm: nobody,
         exit_code: None,
+        vm: Some(VmSize {
+            memory_mib: plan.vm.memory_mib,
+            vcpus: plan.vm.vcpus,
+        }),
+        resources,
         bundle: bundle.path,
     };
     log::phase("plan made");
@@ -99,6 +107,15 @@ pub(super) fn prepare(
         record,
         console,
     })
+}
+
+/// What `update` starts from.
+fn limits_of(spec: &Spec) -> LinuxResources {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().clone());
+    let mut resources = resources.unwrap_or_default();
+    resources.set_devices(None);
+    resources
 }
 
 impl Prepared {
