@@ -8,7 +8,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser as _, error::ErrorKind};
+use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
 
 pub mod config;
 
@@ -32,6 +32,11 @@ const FAILURE: u8 = 1;
 
 /// Exit code for a verb that there is not.
 const NO_SUCH_VERB: u8 = 3;
+
+/// The command line, for whoever describes it: man pages, completions.
+pub fn command_line() -> clap::Command {
+    cli::Cli::command()
+}
 
 /// Runs the verb that `arguments` ask for; returns what the process exits with.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {

@@ -23,6 +23,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::process::ProcessId;
 
+mod size;
+
+pub(crate) use size::VmSize;
+
 /// Where states are kept unless `--root` says otherwise.
 pub(crate) const DEFAULT_ROOT: &str = "/run/lazaret";
 
@@ -173,15 +177,6 @@ pub(crate) struct Record {
     /// `linux.resources` as it is now, without rules about devices.
     #[serde(default)]
     pub(crate) resources: LinuxResources,
-}
-
-/// Size of a VM, which it keeps for its whole life.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct VmSize {
-    /// Guest memory, in MiB.
-    pub(crate) memory_mib: u64,
-    /// Virtual CPUs.
-    pub(crate) vcpus: u8,
 }
 
 /// The state root.

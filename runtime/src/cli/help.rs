@@ -134,3 +134,7 @@ error.";
 pub(super) const RESTORE: &str = "\
 Restores a container from a checkpoint. Not supported yet: the options are runc's, and the answer is
 an error.";
+
+pub(super) const VERSION: &str = "\
+Prints the version of lazaret, the commit it was built from, and the version of the runtime-spec
+whose fields it knows.";

@@ -8,7 +8,7 @@ use lazaret_protocol::{
     container::{Process, User},
 };
 
-use super::{VerbError, launch, open, option_error, write_pid_file};
+use super::{VerbError, launch, open, option_error, pidfd_socket::PidfdSocket, write_pid_file};
 use crate::{
     bundle::{self, Bundle},
     cli::{Exec, Global},
@@ -36,14 +36,18 @@ pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
         spec.terminal.is_some(),
         options.console_socket.as_deref(),
     )?;
+    let told = Told {
+        pidfd_socket: PidfdSocket::connect(options.pidfd_socket.as_deref())?,
+        pid_file: options.pid_file.as_deref(),
+    };
     let process = ProcessRef {
         container: dir.id().as_str().to_owned(),
         exec: Some(new_id()),
     };
     if options.detach {
-        detached(&dir, process, spec, place, options)
+        detached(&dir, process, spec, place, options, told)
     } else {
-        foreground(&dir, &process, &spec, place, options.pid_file.as_deref())
+        foreground(&dir, &process, &spec, place, told)
     }
 }
 
@@ -85,12 +89,29 @@ fn sub_cgroup(given: &[String]) -> Result<&str, VerbError> {
     }
 }
 
+/// Who is told the process that stands for the new one.
+struct Told<'a> {
+    pidfd_socket: Option<PidfdSocket>,
+    pid_file: Option<&'a Path>,
+}
+
+impl Told<'_> {
+    fn tell(&self, pid: i32) -> Result<(), VerbError> {
+        if let Some(socket) = &self.pidfd_socket {
+            socket.send(pid)?;
+        }
+        self.pid_file
+            .map_or(Ok(()), |path| write_pid_file(path, pid))
+    }
+}
+
 fn detached(
     dir: &StateDir,
     process: ProcessRef,
     spec: Process,
     place: Place<'_>,
     options: &Exec,
+    told: Told<'_>,
 ) -> Result<u8, VerbError> {
     let console = options
         .console_socket
@@ -104,9 +125,7 @@ fn detached(
         place,
         console,
     })?;
-    if let Some(path) = &options.pid_file {
-        write_pid_file(path, pid)?;
-    }
+    told.tell(pid)?;
     Ok(0)
 }
 
@@ -115,7 +134,7 @@ fn foreground(
     process: &ProcessRef,
     spec: &Process,
     place: Place<'_>,
-    pid_file: Option<&Path>,
+    told: Told<'_>,
 ) -> Result<u8, VerbError> {
     signals::block();
     let raw = spec
@@ -124,9 +143,7 @@ fn foreground(
         .map(RawMode::enter)
         .transpose()?;
     let session = monitor::exec_session(dir, process, spec, place, HostStreams::Inherited)?;
-    if let Some(path) = pid_file {
-        write_pid_file(path, rustix::process::getpid().as_raw_nonzero().get())?;
-    }
+    told.tell(rustix::process::getpid().as_raw_nonzero().get())?;
     let result = session.run();
     log::phase("process has ended");
     drop(raw);

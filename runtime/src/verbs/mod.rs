@@ -27,6 +27,7 @@ mod kill;
 mod launch;
 mod list;
 mod pause;
+mod pidfd_socket;
 mod ps;
 mod run;
 mod spec;

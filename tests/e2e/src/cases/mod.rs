@@ -7,6 +7,7 @@ mod errors;
 mod exec;
 mod exit;
 mod lifecycle;
+mod limits;
 mod mounts;
 mod process;
 mod pty;
@@ -15,6 +16,7 @@ mod scale;
 mod shell;
 mod signals;
 mod stdio;
+mod verbs;
 mod vm;
 
 use crate::case::{Case, Probe, Topic};
@@ -26,6 +28,8 @@ const TOPICS: &[&Topic] = &[
     &pty::TOPIC,
     &lifecycle::TOPIC,
     &exec::TOPIC,
+    &limits::TOPIC,
+    &verbs::TOPIC,
     &process::TOPIC,
     &mounts::TOPIC,
     &devices::TOPIC,
