@@ -7,6 +7,7 @@ mod isolation;
 mod lifecycle;
 mod mounts;
 mod process;
+mod rules;
 mod stdio;
 mod terminal;
 mod wire;

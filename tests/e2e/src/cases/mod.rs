@@ -1,5 +1,6 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
+mod call;
 mod cleanup;
 mod crash;
 mod devices;
@@ -12,6 +13,8 @@ mod process;
 mod pty;
 mod rootfs;
 mod scale;
+mod scheduling;
+mod seccomp;
 mod shell;
 mod signals;
 mod stdio;
@@ -27,6 +30,8 @@ const TOPICS: &[&Topic] = &[
     &lifecycle::TOPIC,
     &exec::TOPIC,
     &process::TOPIC,
+    &scheduling::TOPIC,
+    &seccomp::TOPIC,
     &mounts::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
