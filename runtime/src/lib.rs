@@ -19,6 +19,7 @@ mod log;
 mod monitor;
 mod plan;
 mod process;
+mod seccomp;
 mod share;
 mod signals;
 mod state;

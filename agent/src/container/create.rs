@@ -11,7 +11,7 @@ use crate::bpf_compiler::Interpreted;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
 use crate::errno::Os;
-use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions};
+use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions, Rules};
 use crate::launch::{self, LaunchError, Launched, Mappings, Plan};
 use crate::mounts;
 use crate::namespaces::Namespaces;
@@ -43,6 +43,10 @@ impl Container {
         }
         let has_mappings = !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty();
         let namespaces = Namespaces::open(&wanted.namespaces, has_mappings)?;
+        let rules = Rules {
+            seccomp: wanted.seccomp.clone(),
+            personality: wanted.personality,
+        };
         let parent = &host.environment.cgroup_parent;
         let interpreted = host.environment.bpf_compiler.as_deref();
         let interpreted = interpreted.map(Interpreted::begin);
@@ -69,6 +73,7 @@ impl Container {
             namespaces: namespaces.exec_flags(),
             own_pid_namespace: namespaces.is_new(NamespaceKind::Pid),
             user_namespace: namespaces.has(NamespaceKind::User),
+            rules,
             execs: Default::default(),
         }))
     }
@@ -118,6 +123,9 @@ impl Container {
             clone_flags: namespaces.clone_flags(),
             cgroup: cgroup.as_fd(),
             pid_namespace: namespaces.joined(NamespaceKind::Pid),
+            time_offsets: namespaces
+                .is_new(NamespaceKind::Time)
+                .then_some(&wanted.time_offsets),
             stdio: stdio_of(&wanted.process),
             inherited: &inherited,
             mappings: new_user.then_some(Mappings {
@@ -187,6 +195,7 @@ impl Container {
                 clone_flags: 0,
                 cgroup,
                 pid_namespace: Some(self.init.pidfd()),
+                time_offsets: None,
                 stdio,
                 inherited: &inherited,
                 mappings: None,
@@ -213,6 +222,7 @@ impl Container {
             init: number,
             namespaces: self.namespaces.bits(),
             user_namespace: self.user_namespace,
+            rules: self.rules.clone(),
         }));
         let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
         match release(&channel, &process).await {

@@ -47,6 +47,9 @@ pub enum ContainerError {
         /// How, if that is known.
         status: Option<ExitStatus>,
     },
+    /// The offsets of its clocks.
+    #[error("set the clocks of the time namespace to the offsets of linux.timeOffsets")]
+    Clocks,
     /// The channel to the child broke.
     #[error("instruct the process that sets the container up")]
     Channel(#[source] FrameError),

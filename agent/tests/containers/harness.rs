@@ -17,8 +17,8 @@ use lazaret_protocol::agent::{
     Answer, ExitStatus, Failure, ProcessEntry, ProcessRef, Reply, Request, StdStream, TerminalSize,
 };
 use lazaret_protocol::container::{
-    Capabilities, Cgroup, CreateContainer, Mount, MountSource, Namespace, NamespaceKind, Process,
-    Root, Stdio, User,
+    Capabilities, Cgroup, CpuAffinity, CreateContainer, Mount, MountSource, Namespace,
+    NamespaceKind, Process, Root, Stdio, User,
 };
 use lazaret_protocol::frame;
 
@@ -362,16 +362,19 @@ pub(crate) fn process(args: &[&str]) -> Process {
         terminal: None,
         stdio: [Stdio::Null, Stdio::Pipe, Stdio::Pipe],
         user: User::default(),
-        capabilities: Some(Capabilities {
+        capabilities: Capabilities {
             bounding: DEFAULT_CAPABILITIES,
             effective: DEFAULT_CAPABILITIES,
             inheritable: 0,
             permitted: DEFAULT_CAPABILITIES,
             ambient: 0,
-        }),
+        },
         rlimits: Vec::new(),
         no_new_privileges: true,
         oom_score_adj: None,
+        scheduler: None,
+        io_priority: None,
+        cpu_affinity: CpuAffinity::default(),
     }
 }
 
@@ -425,6 +428,9 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
         readonly_paths: vec!["/proc/sys".to_owned()],
         sysctl: Vec::new(),
         cgroup: Cgroup::default(),
+        time_offsets: Vec::new(),
+        seccomp: None,
+        personality: None,
         process,
     }
 }

@@ -8,6 +8,7 @@ mod lifecycle;
 mod live;
 mod mounts;
 mod process;
+mod rules;
 mod stdio;
 mod terminal;
 mod wire;

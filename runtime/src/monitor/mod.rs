@@ -22,6 +22,7 @@ use crate::{
     log,
     plan::Plan,
     process::ProcessId,
+    seccomp::{self, SeccompError},
     share::{Share, ShareError},
     state::{Phase, Record, StateDir, StateError},
     terminal::{self, TerminalError},
@@ -49,6 +50,9 @@ pub(crate) enum MonitorError {
     /// The files could not be shared.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The filter of system calls could not be compiled.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// The agent could not make the container.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -222,11 +226,13 @@ fn create_container(
     // All this happens while the guest boots.
     share.attach(id, &plan.host.shares)?;
     log::monitor_phase("files shared");
+    let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;
     let streams = match (&job.console, terminal) {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
         _ => HostStreams::Inherited,
     };
+    job.plan.container.seccomp = seccomp;
     job.record.monitor = own_id()?;
     job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
     vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;

@@ -155,6 +155,10 @@ fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
     let process = if let Some(file) = &options.process {
         let (spec, passed_over) = bundle::load_process(file)?;
         warnings = passed_over;
+        let spec = match containers_own(dir)? {
+            Some(own) => plan::inherit(spec, &own),
+            None => spec,
+        };
         plan::process(&spec, "process", circumstances, &mut warnings)?
     } else {
         if options.command.is_empty() {
@@ -162,11 +166,7 @@ fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
                 "process args cannot be empty".to_owned(),
             ));
         }
-        let Some(record) = dir.read()? else {
-            return Err(VerbError::WrongStatus("container not running".to_owned()));
-        };
-        let bundle = Bundle::load(&record.bundle)?;
-        let mut spec = bundle.spec.process().clone().unwrap_or_default();
+        let mut spec = containers_own(dir)?.unwrap_or_default();
         spec.set_args(Some(options.command.clone()));
         spec.set_terminal(Some(options.tty));
         spec.set_console_size(None);
@@ -189,6 +189,14 @@ fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
     Ok(process)
 }
 
+/// The process of the container's bundle.
+fn containers_own(dir: &StateDir) -> Result<Option<oci_spec::runtime::Process>, VerbError> {
+    let Some(record) = dir.read()? else {
+        return Err(VerbError::WrongStatus("container not running".to_owned()));
+    };
+    Ok(Bundle::load(&record.bundle)?.spec.process().clone())
+}
+
 fn apply(options: &Exec, process: &mut Process) -> Result<(), VerbError> {
     process.env.extend(options.env.iter().cloned());
     process.no_new_privileges |= options.no_new_privs;
@@ -199,7 +207,7 @@ fn apply(options: &Exec, process: &mut Process) -> Result<(), VerbError> {
         .user
         .additional_gids
         .extend(&options.additional_gids);
-    let sets = process.capabilities.get_or_insert_default();
+    let sets = &mut process.capabilities;
     for name in &options.cap {
         let bit = plan::capability(name)
             .ok_or_else(|| option_error("--cap", format!("unknown capability {name:?}")))?;

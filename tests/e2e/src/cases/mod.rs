@@ -1,5 +1,6 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
+mod call;
 mod cleanup;
 mod crash;
 mod devices;
@@ -13,6 +14,8 @@ mod process;
 mod pty;
 mod rootfs;
 mod scale;
+mod scheduling;
+mod seccomp;
 mod shell;
 mod signals;
 mod stdio;
@@ -31,6 +34,8 @@ const TOPICS: &[&Topic] = &[
     &limits::TOPIC,
     &verbs::TOPIC,
     &process::TOPIC,
+    &scheduling::TOPIC,
+    &seccomp::TOPIC,
     &mounts::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
