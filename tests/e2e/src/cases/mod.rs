@@ -7,6 +7,7 @@ mod errors;
 mod exec;
 mod exit;
 mod lifecycle;
+mod mount_options;
 mod mounts;
 mod process;
 mod pty;
@@ -14,6 +15,7 @@ mod rootfs;
 mod scale;
 mod shell;
 mod signals;
+mod specification;
 mod stdio;
 mod vm;
 
@@ -28,8 +30,10 @@ const TOPICS: &[&Topic] = &[
     &exec::TOPIC,
     &process::TOPIC,
     &mounts::TOPIC,
+    &mount_options::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
+    &specification::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
     &crash::TOPIC,
