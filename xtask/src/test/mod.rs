@@ -54,6 +54,7 @@ const STEPS: [Step; 7] = [
     }),
     ("deny", |_| deny::run()),
     ("unit, property and VMM tests", |_| {
+        products::ensure_libraries()?;
         process::run(cargo().args(["test", "--workspace", "--quiet"]))
     }),
     ("emulated host", |_| host::run()),

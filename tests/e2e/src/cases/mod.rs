@@ -1,5 +1,6 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
+mod call;
 mod cleanup;
 mod crash;
 mod devices;
@@ -7,16 +8,20 @@ mod errors;
 mod exec;
 mod exit;
 mod lifecycle;
+mod limits;
 mod mount_options;
 mod mounts;
 mod process;
 mod pty;
 mod rootfs;
 mod scale;
+mod scheduling;
+mod seccomp;
 mod shell;
 mod signals;
 mod specification;
 mod stdio;
+mod verbs;
 mod vm;
 
 use crate::case::{Case, Probe, Topic};
@@ -28,7 +33,11 @@ const TOPICS: &[&Topic] = &[
     &pty::TOPIC,
     &lifecycle::TOPIC,
     &exec::TOPIC,
+    &limits::TOPIC,
+    &verbs::TOPIC,
     &process::TOPIC,
+    &scheduling::TOPIC,
+    &seccomp::TOPIC,
     &mounts::TOPIC,
     &mount_options::TOPIC,
     &devices::TOPIC,

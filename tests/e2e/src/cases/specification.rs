@@ -24,6 +24,7 @@ pub(crate) const TOPIC: Topic = Topic {
     probes: PROBES,
 };
 
+const RUNC: &[Kind] = &[Kind::Runc, Kind::Lazaret];
 const LAZARET: &[Kind] = &[Kind::Lazaret];
 
 const CASES: &[Case] = &[
@@ -70,6 +71,31 @@ const CASES: &[Case] = &[
         .only(&[Kind::Runc, Kind::Lazaret], "crun leaves a cgroup behind")
         .covers(&["config-linux#unified-3"])
         .right("runc and lazaret: an error leaves nothing behind"),
+    case!(limit_below_the_use)
+        .only(
+            LAZARET,
+            "newer than Debian's runc and crun, which pass over it",
+        )
+        .covers(&["config-linux#memory-2"])
+        .right("lazaret: the specification demands an error"),
+    case!(features_have_their_form)
+        .only(RUNC, "crun 1.8.1 has no features")
+        .covers(&[
+            "features#features-structure-2",
+            "features#specification-version-1..6",
+            "features#mount-options-2",
+            "features#annotations-1",
+        ])
+        .right("each: the document is optional, and newer than Debian's crun"),
+    case!(features_are_there)
+        .only(RUNC, "crun 1.8.1 has no features")
+        .covers(&[
+            "features#hooks-1",
+            "features-linux#namespaces-1",
+            "features-linux#capabilities-1",
+            "features-linux#seccomp-1..5",
+        ])
+        .right("each: the document is optional, and newer than Debian's crun"),
 ];
 
 const PROBES: &[(&str, Probe)] = &[];
@@ -438,5 +464,152 @@ fn unified_controller_is_missing(test: &Test) -> Result<()> {
         .verb("state", &[&bundle.id])
         .output()?
         .code(1)?;
+    Ok(())
+}
+
+/// The container uses more than that already.
+fn limit_below_the_use(test: &Test) -> Result<()> {
+    let bundle = test.idle_bundle()?;
+    test.runtime.launch(&bundle)?;
+    let path = test.directory.join("limits.json");
+    let limits = json!({ "memory": { "limit": 4096, "checkBeforeUpdate": true } });
+    fs::write(&path, limits.to_string())?;
+    let output = test
+        .runtime
+        .verb("update", &[&bundle.id])
+        .option(&["--resources", &path.to_string_lossy()])
+        .output()?;
+    check(test, output, &["memory"])?;
+    let file = "/sys/fs/cgroup/memory.max";
+    let report = test
+        .runtime
+        .exec_probe(&bundle.id, "report", &[file])
+        .succeed()?
+        .json()?;
+    ensure!(report["files"][file] == "max", "{}", report["files"]);
+    test.runtime.destroy(&bundle.id)
+}
+
+fn has_null(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Array(all) => all.iter().any(has_null),
+        Value::Object(all) => all.values().any(has_null),
+        _ => false,
+    }
+}
+
+/// The properties of features.md and features-linux.md.
+const FEATURES: [&str; 7] = [
+    "ociVersionMin",
+    "ociVersionMax",
+    "hooks",
+    "mountOptions",
+    "linux",
+    "annotations",
+    "potentiallyUnsafeConfigAnnotations",
+];
+const LINUX_FEATURES: [&str; 10] = [
+    "namespaces",
+    "capabilities",
+    "cgroup",
+    "seccomp",
+    "apparmor",
+    "selinux",
+    "memoryPolicy",
+    "intelRdt",
+    "mountExtensions",
+    "netDevices",
+];
+
+fn features_have_their_form(test: &Test) -> Result<()> {
+    let features = test.runtime.verb("features", &[]).succeed()?.json()?;
+    ensure!(!has_null(&features), "null: {features}");
+    for (place, known) in [("", &FEATURES[..]), ("/linux", &LINUX_FEATURES)] {
+        let object = features.pointer(place).and_then(Value::as_object);
+        for name in object.into_iter().flatten().map(|(name, _)| name) {
+            ensure!(known.contains(&&**name), "{place}/{name} is not defined");
+        }
+    }
+    let mut versions = Vec::new();
+    for name in ["ociVersionMin", "ociVersionMax"] {
+        let version = features[name].as_str().context(name)?;
+        let numbers = version.split(['.', '-', '+']).take(3);
+        versions.push(
+            numbers
+                .map(str::parse::<u32>)
+                .collect::<Result<Vec<_>, _>>()?,
+        );
+        let mut bundle = test.bundle("exit", &["5"])?;
+        bundle.set("/ociVersion", json!(version));
+        test.runtime.run(&bundle)?.output()?.code(5)?;
+    }
+    ensure!(versions[0] <= versions[1], "versions: {versions:?}");
+    for option in texts(&features, "/mountOptions") {
+        let own = ["size", "mode", "uid", "gid", "nr_inodes", "newinstance"];
+        ensure!(!own.contains(&option), "{option} is one file system's own");
+    }
+    let annotations = features["annotations"].as_object();
+    ensure!(
+        annotations.is_none_or(|all| all.values().all(Value::is_string)),
+        "annotations: {features}"
+    );
+    Ok(())
+}
+
+/// A list of texts; none if it is not there.
+fn texts<'a>(features: &'a Value, pointer: &str) -> Vec<&'a str> {
+    let list = features.pointer(pointer).and_then(Value::as_array);
+    list.into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect()
+}
+
+/// One container asks for all that is listed.
+fn features_are_there(test: &Test) -> Result<()> {
+    let features = test.runtime.verb("features", &[]).succeed()?.json()?;
+    let list = |pointer: &str| texts(&features, pointer);
+    let mut bundle = test.bundle("exit", &["5"])?;
+    for hook in list("/hooks") {
+        bundle.config["hooks"][hook] = json!([{ "path": "/bin/true" }]);
+    }
+    let capabilities = list("/linux/capabilities");
+    ensure!(capabilities.len() > 30, "capabilities: {capabilities:?}");
+    bundle.set("/process/capabilities/bounding", json!(capabilities));
+    let mut namespaces = Vec::new();
+    for kind in list("/linux/namespaces") {
+        namespaces.push(json!({ "type": kind }));
+    }
+    ensure!(namespaces.len() > 5, "namespaces: {namespaces:?}");
+    bundle.set("/linux/namespaces", json!(namespaces));
+    let mapping = json!([{ "containerID": 0, "hostID": 100_000, "size": 65536 }]);
+    bundle.set("/linux/uidMappings", mapping.clone());
+    bundle.set("/linux/gidMappings", mapping);
+    // A call for each action and operator that nobody makes.
+    let mut rules = Vec::new();
+    for action in list("/linux/seccomp/actions") {
+        // The only one that needs somebody on the host who listens.
+        if action != "SCMP_ACT_NOTIFY" {
+            rules.push(json!({ "names": [format!("swapo{}", if rules.len() % 2 == 0 { "n" } else { "ff" })],
+                "action": action, "args": [{ "index": 5, "value": rules.len() + 1000, "op": "SCMP_CMP_EQ" }] }));
+        }
+    }
+    for operator in list("/linux/seccomp/operators") {
+        let args = json!([{ "index": 4, "value": 7, "valueTwo": 7, "op": operator }]);
+        rules.push(json!({ "names": ["acct"], "action": "SCMP_ACT_ERRNO", "args": args }));
+    }
+    ensure!(rules.len() > 12, "actions and operators: {features}");
+    bundle.set(
+        "/linux/seccomp",
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "architectures": list("/linux/seccomp/archs"),
+            "flags": list("/linux/seccomp/supportedFlags"),
+            "syscalls": rules,
+        }),
+    );
+    let output = test.runtime.run(&bundle)?.output()?.code(5)?;
+    ensure!(output.stderr.is_empty(), "it said {}", output.stderr);
     Ok(())
 }
