@@ -7,8 +7,10 @@ mod devices;
 mod errors;
 mod exec;
 mod exit;
+mod features;
 mod lifecycle;
 mod limits;
+mod linux;
 mod mount_options;
 mod mounts;
 mod process;
@@ -43,6 +45,8 @@ const TOPICS: &[&Topic] = &[
     &devices::TOPIC,
     &errors::TOPIC,
     &specification::TOPIC,
+    &linux::TOPIC,
+    &features::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
     &crash::TOPIC,
