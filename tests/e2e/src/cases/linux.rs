@@ -29,7 +29,7 @@ const LAZARET: &[Kind] = &[Kind::Lazaret];
 const CASES: &[Case] = &[
     case!(namespaces_that_are_not_listed).covers(&["config-linux#namespaces-7"]),
     case!(namespace_of_another_type)
-        .only(&[Kind::Runc, Kind::Lazaret], "crun leaves a cgroup behind")
+        .only(RUNC, "crun leaves a cgroup behind")
         .covers(&["config-linux#namespaces-5"])
         .right("runc and lazaret: an error leaves nothing behind"),
     case!(mappings_leave_owners_alone).covers(&["config-linux#user-namespace-mappings-2"]),
@@ -41,7 +41,7 @@ const CASES: &[Case] = &[
     ]),
     case!(unified_settings_are_written).covers(&["config-linux#unified-1..2"]),
     case!(unified_controller_is_missing)
-        .only(&[Kind::Runc, Kind::Lazaret], "crun leaves a cgroup behind")
+        .only(RUNC, "crun leaves a cgroup behind")
         .covers(&["config-linux#unified-3"])
         .right("runc and lazaret: an error leaves nothing behind"),
     case!(limit_below_the_use)
