@@ -11,7 +11,7 @@ mod features;
 mod lifecycle;
 mod limits;
 mod linux;
-mod mount_options;
+mod mount_flags;
 mod mounts;
 mod process;
 mod pty;
@@ -41,7 +41,7 @@ const TOPICS: &[&Topic] = &[
     &scheduling::TOPIC,
     &seccomp::TOPIC,
     &mounts::TOPIC,
-    &mount_options::TOPIC,
+    &mount_flags::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
     &specification::TOPIC,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 pub(crate) const TOPIC: Topic = Topic {
-    name: "mount_options",
+    name: "mount_flags",
     cases: CASES,
     probes: PROBES,
 };
