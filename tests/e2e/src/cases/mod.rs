@@ -7,8 +7,11 @@ mod devices;
 mod errors;
 mod exec;
 mod exit;
+mod features;
 mod lifecycle;
 mod limits;
+mod linux;
+mod mount_flags;
 mod mounts;
 mod process;
 mod pty;
@@ -18,6 +21,7 @@ mod scheduling;
 mod seccomp;
 mod shell;
 mod signals;
+mod specification;
 mod stdio;
 mod verbs;
 mod vm;
@@ -37,8 +41,12 @@ const TOPICS: &[&Topic] = &[
     &scheduling::TOPIC,
     &seccomp::TOPIC,
     &mounts::TOPIC,
+    &mount_flags::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
+    &specification::TOPIC,
+    &linux::TOPIC,
+    &features::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
     &crash::TOPIC,
