@@ -20,7 +20,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::process::ProcessId;
+use crate::{hooks::LaterHooks, process::ProcessId};
 
 /// Where states are kept unless `--root` says otherwise.
 pub(crate) const DEFAULT_ROOT: &str = "/run/lazaret";
@@ -108,6 +108,8 @@ pub(crate) enum StateError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Phase {
+    /// Hooks run that may look at the state.
+    Creating,
     /// The process waits before exec.
     Created,
     /// The process was released.
@@ -167,6 +169,9 @@ pub(crate) struct Record {
     pub(crate) vmm: ProcessId,
     /// Exit code once stopped: the container's, or 255 if the sandbox was lost.
     pub(crate) exit_code: Option<u8>,
+    /// The hooks that are still to come.
+    #[serde(default, skip_serializing_if = "LaterHooks::is_empty")]
+    pub(crate) hooks: LaterHooks,
 }
 
 /// The state root.
@@ -453,6 +458,7 @@ fn status_of(record: &Record) -> Status {
         return Status::Stopped;
     }
     match record.phase {
+        Phase::Creating => Status::Creating,
         Phase::Created => Status::Created,
         Phase::Running => Status::Running,
         Phase::Paused => Status::Paused,

@@ -15,8 +15,15 @@ pub(super) struct Options {
     pub(super) data: String,
     /// `tmpcopyup`.
     pub(super) copy_up: bool,
-    /// `idmap` or `ridmap`, which the plan refuses.
-    pub(super) id_mapped: bool,
+    /// `idmap` (of the top mount) or `ridmap` (of all of them).
+    pub(super) id_mapped: Option<Depth>,
+}
+
+/// How much of a tree of mounts something is done to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    Top,
+    All,
 }
 
 /// What one word does.
@@ -27,7 +34,7 @@ enum Effect {
     RecursiveClear(u64),
     Propagation(u64),
     CopyUp,
-    IdMap,
+    IdMap(Depth),
 }
 
 /// Propagation called `name`: `MS_*` of `mount(2)`, with `MS_REC` for the recursive ones.
@@ -82,7 +89,7 @@ impl Options {
             }
             Effect::Propagation(kind) => self.propagation.push(kind),
             Effect::CopyUp => self.copy_up = true,
-            Effect::IdMap => self.id_mapped = true,
+            Effect::IdMap(depth) => self.id_mapped = Some(depth),
         }
     }
 
@@ -102,7 +109,8 @@ fn effect(word: &str) -> Option<Effect> {
         .or_else(|| propagation(word).map(Effect::Propagation))
         .or(match word {
             "tmpcopyup" => Some(Effect::CopyUp),
-            "idmap" | "ridmap" => Some(Effect::IdMap),
+            "idmap" => Some(Effect::IdMap(Depth::Top)),
+            "ridmap" => Some(Effect::IdMap(Depth::All)),
             _ => None,
         })
 }
@@ -203,6 +211,13 @@ mod tests {
         assert_eq!(options.recursive_set, 0);
         assert_eq!(options.recursive_clear, libc::MOUNT_ATTR__ATIME);
         assert_eq!(parse(["rnosuid"]).recursive_clear, 0);
+    }
+
+    #[test]
+    fn id_mappings_reach_as_far_as_the_last_word_says() {
+        assert_eq!(parse(["bind"]).id_mapped, None);
+        assert_eq!(parse(["idmap"]).id_mapped, Some(Depth::Top));
+        assert_eq!(parse(["idmap", "ridmap"]).id_mapped, Some(Depth::All));
     }
 
     #[test]

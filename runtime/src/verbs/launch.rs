@@ -2,11 +2,12 @@
 
 use std::{os::unix::net::UnixStream, path::Path};
 
-use super::{VerbError, option_error, store, write_pid_file};
+use super::{VerbError, hooks, option_error, store, write_pid_file};
 use crate::{
     bundle::Bundle,
     cli::{Create, Global},
     config::Config,
+    hooks::LaterHooks,
     log,
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
@@ -89,6 +90,11 @@ pub(super) fn prepare(
         monitor: nobody,
         vmm: nobody,
         exit_code: None,
+        hooks: LaterHooks {
+            start_container: !plan.container.start_hooks.hooks.is_empty(),
+            poststart: plan.host.hooks.poststart.clone(),
+            poststop: plan.host.hooks.poststop.clone(),
+        },
         bundle: bundle.path,
     };
     log::phase("plan made");
@@ -120,7 +126,8 @@ impl Prepared {
         let dir = store(global).create(&self.id)?;
         log::phase("state directory made");
         let warnings = self.plan.warnings.clone();
-        let pid = monitor::create(ContainerJob {
+        let hooked = (!self.record.hooks.is_empty()).then(|| self.record.clone());
+        let made = monitor::create(ContainerJob {
             dir: &dir,
             plan: self.plan,
             config: &self.config,
@@ -128,13 +135,25 @@ impl Prepared {
             console: self.console,
             start: how != Launch::Created,
             foreground: how == Launch::InForeground,
-        })?;
+        });
+        if let (Err(_), Some(record)) = (&made, &hooked) {
+            hooks::poststop(&dir, record, &record.hooks.poststop);
+        }
+        let pid = made?;
         // Not before it worked: a failure is explained by its error alone.
         for warning in warnings {
             tracing::warn!(id = self.id.as_str(), "{warning}");
         }
         if let Some(path) = pid_file
             && let Err(error) = write_pid_file(path, pid)
+        {
+            super::delete::take_down(&dir)?;
+            return Err(error);
+        }
+        if how != Launch::Created
+            && hooked.is_some()
+            && let Some(record) = dir.read()?
+            && let Err(error) = hooks::poststart(&dir, &record)
         {
             super::delete::take_down(&dir)?;
             return Err(error);

@@ -6,6 +6,7 @@ mod devices;
 mod errors;
 mod exec;
 mod exit;
+mod hooks;
 mod lifecycle;
 mod mounts;
 mod process;
@@ -21,6 +22,7 @@ use crate::case::{Case, Probe, Topic};
 
 const TOPICS: &[&Topic] = &[
     &exit::TOPIC,
+    &hooks::TOPIC,
     &signals::TOPIC,
     &stdio::TOPIC,
     &pty::TOPIC,
