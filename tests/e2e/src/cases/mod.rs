@@ -7,7 +7,9 @@ mod errors;
 mod exec;
 mod exit;
 mod hooks;
+mod kernel_parameters;
 mod lifecycle;
+mod mount_options;
 mod mounts;
 mod process;
 mod pty;
@@ -29,6 +31,8 @@ const TOPICS: &[&Topic] = &[
     &lifecycle::TOPIC,
     &exec::TOPIC,
     &process::TOPIC,
+    &kernel_parameters::TOPIC,
+    &mount_options::TOPIC,
     &mounts::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
