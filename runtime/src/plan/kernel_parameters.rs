@@ -42,7 +42,7 @@ fn check(name: &str, linux: Option<&Linux>) -> Result<(), String> {
             Ok(())
         } else {
             Err(format!(
-                "sysctl {name:?} is not allowed in the hosts ipc namespace"
+                "sysctl {dotted:?} is not allowed in the hosts ipc namespace"
             ))
         };
     }
@@ -51,17 +51,17 @@ fn check(name: &str, linux: Option<&Linux>) -> Result<(), String> {
             Ok(())
         } else {
             Err(format!(
-                "sysctl {name:?} not allowed in host network namespace"
+                "sysctl {dotted:?} not allowed in host network namespace"
             ))
         };
     }
     match dotted.as_str() {
         "kernel.domainname" if lists(linux, LinuxNamespaceType::Uts) => Ok(()),
         "kernel.hostname" if lists(linux, LinuxNamespaceType::Uts) => Err(format!(
-            "sysctl {name:?} is not allowed as it conflicts with the OCI \"hostname\" field"
+            "sysctl {dotted:?} is not allowed as it conflicts with the OCI \"hostname\" field"
         )),
         _ => Err(format!(
-            "sysctl {name:?} is not in a separate kernel namespace"
+            "sysctl {dotted:?} is not in a separate kernel namespace"
         )),
     }
 }

@@ -26,6 +26,8 @@ fn record(phase: Phase, monitor: ProcessId) -> Record {
         vmm: monitor,
         exit_code: None,
         hooks: LaterHooks::default(),
+        vm: None,
+        resources: Default::default(),
     }
 }
 

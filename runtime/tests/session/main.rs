@@ -10,6 +10,7 @@ mod fake;
 mod harness;
 mod hooks;
 mod lifecycle;
+mod limits;
 mod loss;
 mod share;
 mod streams;

@@ -37,7 +37,8 @@ const CLEANUP: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Parser)]
 #[command(name = "lazaret-e2e", version)]
 pub(crate) struct Options {
-    /// Runtime to test; may be repeated. Without it: runc, which proves the case, then lazaret.
+    /// Runtime to test; may be repeated. Without it: runc and crun, which prove the case, then
+    /// lazaret.
     #[arg(long = "runtime", value_enum)]
     runtimes: Vec<Kind>,
     /// Only cases whose `topic::name` contains this; may be repeated.
@@ -154,9 +155,9 @@ impl Options {
     }
 
     fn jobs(&self) -> Result<Vec<Job>> {
-        let both = [Kind::Runc, Kind::Lazaret];
+        let all = [Kind::Runc, Kind::Crun, Kind::Lazaret];
         let kinds: &[Kind] = if self.runtimes.is_empty() {
-            &both
+            &all
         } else {
             &self.runtimes
         };
@@ -353,15 +354,13 @@ impl Options {
 /// the assets.
 fn private_directories(program: &Path, assets: &Path) -> Vec<String> {
     let configuration = std::env::var_os("LAZARET_CONFIG").map(PathBuf::from);
-    let needed = [program, assets]
-        .into_iter()
-        .chain(configuration.as_deref());
-    let needed: Vec<&Path> = needed.collect();
-    let private = leaks::WATCHED_DIRECTORIES.iter().filter(|directory| {
-        let inside = |path: &&Path| path.starts_with(directory);
-        !needed.iter().any(inside)
-    });
-    private.map(|&directory| directory.to_owned()).collect()
+    let mut needed = vec![program, assets];
+    needed.extend(configuration.as_deref());
+    leaks::WATCHED_DIRECTORIES
+        .iter()
+        .filter(|directory| !needed.iter().any(|path| path.starts_with(directory)))
+        .map(|&directory| directory.to_owned())
+        .collect()
 }
 
 fn ask(request: &Request, limit: Duration) -> Result<Verdict> {

@@ -43,7 +43,7 @@ fn refusals_are_those_of_runc() {
         (
             "net/core/somaxconn",
             &["ipc"],
-            "linux.sysctl: sysctl \"net/core/somaxconn\" not allowed in host network namespace",
+            "linux.sysctl: sysctl \"net.core.somaxconn\" not allowed in host network namespace",
         ),
         (
             "kernel.hostname",

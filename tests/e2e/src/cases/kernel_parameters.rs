@@ -85,7 +85,8 @@ fn others_are_refused(test: &Test) -> Result<()> {
             namespaces.retain(|namespace| namespace["type"] != without);
         }
         let output = test.runtime.create(&bundle)?.output()?;
-        check(test, output, &[name, words]).with_context(|| name.to_owned())?;
+        let dotted = name.replace('/', ".");
+        check(test, output, &[&dotted, words]).with_context(|| name.to_owned())?;
     }
     Ok(())
 }

