@@ -15,6 +15,7 @@ pub mod config;
 mod agent;
 mod bundle;
 mod cli;
+mod host_cgroup;
 mod log;
 mod monitor;
 mod plan;

@@ -10,21 +10,30 @@ use lazaret_protocol::{
     container::{CreateContainer, IdMapping, Namespace, NamespaceKind, Root, Stdio},
     vm::VmConfig,
 };
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, LinuxResources, Spec};
 use serde::Serialize;
 
 use crate::{bundle::Bundle, config::Config};
 
 mod annotations;
 mod devices;
+mod host_cgroup;
+mod limits;
 mod mounts;
 mod options;
 mod process;
 mod resources;
+mod size;
 mod unsupported;
 mod vm;
 
+use limits::Limits;
+use size::Size;
+
 pub(crate) use annotations::ANNOTATIONS;
+#[cfg(test)]
+pub(crate) use host_cgroup::IoThrottle;
+pub(crate) use host_cgroup::{HostCgroup, HostLimits, IoThrottleKind, Place};
 pub(crate) use process::{capability, process};
 pub(crate) use vm::{FD_COUNT, FdIndex};
 
@@ -41,6 +50,10 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) host_memory_mib: u64,
     /// CPUs of this machine.
     pub(crate) host_cpus: u64,
+    /// Whether this machine's cgroups are version 1, be it beside version 2.
+    pub(crate) host_cgroup_v1: bool,
+    /// Whether the sandbox is to be a unit of systemd's.
+    pub(crate) systemd_cgroup: bool,
 }
 
 /// Everything `create` is going to do.
@@ -63,8 +76,8 @@ pub(crate) struct HostWork {
     pub(crate) shares: Vec<Share>,
     /// File for the guest kernel's console.
     pub(crate) console: Option<PathBuf>,
-    /// CPUs the VM may run on (`linux.resources.cpu.cpus`); empty for all.
-    pub(crate) cpus: Vec<usize>,
+    /// The sandbox's cgroup.
+    pub(crate) cgroup: HostCgroup,
 }
 
 /// A host path that appears in the share as a mount of its own.
@@ -147,7 +160,11 @@ pub(crate) fn plan(
         .as_ref()
         .ok_or_else(|| PlanError::invalid("process", "must not be empty"))?;
     let process = process::process(spec_process, "process", circumstances, &mut warnings)?;
-    let resources = resources::resources(linux, circumstances, &mut warnings)?;
+    let no_resources = LinuxResources::default();
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let resources = resources.unwrap_or(&no_resources);
+    let limits = Limits::of(resources)?;
+    let cgroup = resources::resources(resources, &limits, circumstances, &mut warnings)?;
     let (root, root_share) = root(bundle, linux, circumstances.id)?;
     let mounts = mounts::mounts(bundle, circumstances.id, &mut warnings)?;
     let mut shares = vec![root_share];
@@ -166,21 +183,25 @@ pub(crate) fn plan(
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: sysctl(linux),
-        cgroup: resources.cgroup,
+        cgroup,
         process,
     };
     let console = annotations.console.or_else(|| config.console.clone());
-    let size = vm::Size {
-        memory_mib: annotations.memory_mib.or(resources.vm_memory_mib),
-        vcpus: annotations.vcpus.or(resources.vm_vcpus),
+    let wanted = size::size(spec, &limits, circumstances)?;
+    let size = Size {
+        memory_mib: annotations.memory_mib.or(wanted.memory_mib),
+        vcpus: annotations.vcpus.or(wanted.vcpus),
     };
+    let vm = vm::vm_config(circumstances.id, config, size, console.is_some());
+    let memory_mib = vm.memory_mib;
+    let cgroup = host_cgroup::host_cgroup(spec, &limits, memory_mib, circumstances, &mut warnings)?;
     Ok(Plan {
-        vm: vm::vm_config(circumstances.id, config, size, console.is_some()),
+        vm,
         container,
         host: HostWork {
             shares,
             console,
-            cpus: resources.host_cpus,
+            cgroup,
         },
         warnings,
     })

@@ -8,6 +8,7 @@ use super::{VerbError, open};
 use crate::{
     agent::Agent,
     cli::{Delete, Global},
+    host_cgroup,
     process::{self, ProcessId},
     state::{StateDir, StateError, Status},
 };
@@ -72,7 +73,7 @@ fn kill(dir: &StateDir) {
 }
 
 /// Waits for the processes that stand for the container, kills what does not end, and removes the
-/// state.
+/// cgroup and the state.
 ///
 /// # Errors
 /// [`VerbError`].
@@ -82,6 +83,7 @@ pub(super) fn destroy(dir: &StateDir) -> Result<(), VerbError> {
         end(record.monitor, END_TIMEOUT);
         end(record.vmm, END_TIMEOUT);
     }
+    host_cgroup::remove(dir)?;
     Ok(dir.remove()?)
 }
 

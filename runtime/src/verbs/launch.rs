@@ -7,6 +7,7 @@ use crate::{
     bundle::Bundle,
     cli::{Create, Global},
     config::Config,
+    host_cgroup::{self, CgroupError, HostCgroup},
     log,
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
@@ -63,7 +64,15 @@ pub(super) fn prepare(
     log::phase("configuration read");
     let bundle = Bundle::load(&options.bundle)?;
     log::phase("bundle read");
-    let mut plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
+    if global.systemd_cgroup {
+        host_cgroup::check_systemd().map_err(CgroupError::from)?;
+    }
+    let circumstances = Circumstances {
+        host_cgroup_v1: host_cgroup::is_v1(),
+        systemd_cgroup: global.systemd_cgroup,
+        ..circumstances(id.as_str())
+    };
+    let mut plan = plan::plan(&bundle, &config, circumstances)?;
     plan.warnings.extend(bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
     check_terminal(detached, terminal, options.console_socket.as_deref())?;
@@ -119,11 +128,19 @@ impl Prepared {
     ) -> Result<Launched, VerbError> {
         let dir = store(global).create(&self.id)?;
         log::phase("state directory made");
-        let warnings = self.plan.warnings.clone();
+        let cgroup = HostCgroup::make(&dir, &self.plan.host.cgroup).inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = host_cgroup::remove(&dir);
+            let _ = dir.remove();
+        })?;
+        log::phase("cgroup made");
+        let mut warnings = self.plan.warnings.clone();
+        warnings.extend_from_slice(cgroup.warnings());
         let pid = monitor::create(ContainerJob {
             dir: &dir,
             plan: self.plan,
             config: &self.config,
+            cgroup,
             record: self.record,
             console: self.console,
             start: how != Launch::Created,
@@ -156,6 +173,8 @@ pub(super) fn circumstances(id: &str) -> Circumstances<'_> {
             .unwrap_or_default(),
         host_memory_mib: bytes >> 20,
         host_cpus: cpus.into(),
+        host_cgroup_v1: false,
+        systemd_cgroup: false,
     }
 }
 

@@ -10,6 +10,7 @@ use crate::{
     bundle::BundleError,
     cli::{Cli, Global, Verb},
     config::ConfigError,
+    host_cgroup::CgroupError,
     monitor::{self, MonitorError, session::SessionError},
     plan::PlanError,
     state::{ContainerId, StateDir, StateError, Status, Store},
@@ -47,6 +48,9 @@ pub(crate) enum VerbError {
     /// The state cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The sandbox's cgroup cannot be made or removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The agent did not do its part.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -146,12 +150,6 @@ fn not_yet(verb: &'static str) -> VerbError {
 }
 
 fn check_global(global: &mut Global) -> Result<(), VerbError> {
-    if global.systemd_cgroup {
-        return Err(option_error(
-            "--systemd-cgroup",
-            "placing containers in systemd's cgroups is not supported",
-        ));
-    }
     if global.criu.is_some() {
         return Err(option_error("--criu", "checkpoints are not supported"));
     }

@@ -46,10 +46,6 @@ fn what_is_not_supported_says_so() {
     }
     for (option, message) in [
         (
-            "--systemd-cgroup",
-            "--systemd-cgroup: placing containers in systemd's cgroups is not supported",
-        ),
-        (
             "--rootless=true",
             "--rootless: only auto and false are supported: lazaret needs root",
         ),

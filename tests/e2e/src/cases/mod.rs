@@ -1,5 +1,6 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
+mod cgroup;
 mod cleanup;
 mod crash;
 mod devices;
@@ -32,6 +33,7 @@ const TOPICS: &[&Topic] = &[
     &errors::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
+    &cgroup::TOPIC,
     &crash::TOPIC,
     &scale::TOPIC,
     &rootfs::TOPIC,
