@@ -175,6 +175,17 @@ pub(crate) fn kvm_api_version(kvm: BorrowedFd<'_>) -> io::Result<i32> {
     Ok(version)
 }
 
+/// By how much the local time of day is ahead of UTC's, `since_s` seconds after 1970 began.
+pub(crate) fn seconds_east_of_utc(since_s: u64) -> i64 {
+    let time = libc::time_t::try_from(since_s).unwrap_or(libc::time_t::MAX);
+    // SAFETY: `tm` consists of integers and one pointer, for which zeros are valid.
+    let mut local: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both point to live values of the right types. It reads the environment variable TZ,
+    // and this process changes no variable once it runs.
+    let result = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
+    if result.is_null() { 0 } else { local.tm_gmtoff }
+}
+
 fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

@@ -128,17 +128,25 @@ pub(crate) fn send_pty(console: &UnixStream, size: TerminalSize) -> Result<Owned
     rustix::termios::tcsetwinsize(&slave, size).map_err(pty)?;
     // So that the kernel tells us of each new size with SIGWINCH.
     rustix::process::ioctl_tiocsctty(&slave).map_err(pty)?;
-    send_fd(console, master.as_fd()).map_err(|error| TerminalError::Send(error.into()))?;
+    send_fd(console, master.as_fd(), b"/dev/ptmx")
+        .map_err(|error| TerminalError::Send(error.into()))?;
     Ok(slave)
 }
 
 /// Sends one descriptor as runc does: its name as data, the descriptor attached.
-fn send_fd(socket: &UnixStream, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+///
+/// # Errors
+/// As `sendmsg(2)`.
+pub(crate) fn send_fd(
+    socket: &UnixStream,
+    fd: BorrowedFd<'_>,
+    name: &[u8],
+) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    let name = [IoSlice::new(b"/dev/ptmx")];
+    let name = [IoSlice::new(name)];
     rustix::net::sendmsg(socket, &name, &mut control, SendFlags::NOSIGNAL).map(drop)
 }
 

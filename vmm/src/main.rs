@@ -9,6 +9,7 @@ use std::{
         unix::net::{UnixListener, UnixStream},
     },
     process::ExitCode,
+    ptr,
 };
 
 use anyhow::{Context, bail};
@@ -21,7 +22,7 @@ use tracing_subscriber::{
     filter::LevelFilter,
     fmt::{format::Writer, time::FormatTime},
 };
-use vmm_sys_util::signal::{get_blocked_signals, unblock_signal};
+use vmm_sys_util::signal::create_sigset;
 
 const USAGE: &str = "\
 Usage: lazaret-vmm --launch-fd N
@@ -105,10 +106,11 @@ fn keep_one_heap() {
 
 /// Lets all signals through, whatever this process has inherited: one of them interrupts vCPUs.
 fn unblock_signals() {
-    for number in get_blocked_signals().into_iter().flatten() {
-        // Fails for a number that is none, and these were just listed.
-        let _ = unblock_signal(number);
-    }
+    let none = create_sigset(&[]).expect("an empty set names no signal");
+    // SAFETY: `none` is initialised and outlives the call; the old set is not asked for.
+    let code =
+        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
+    assert_eq!(code, 0, "pthread_sigmask takes SIG_SETMASK");
 }
 
 fn launch_socket(argument: &str) -> anyhow::Result<UnixStream> {

@@ -64,7 +64,8 @@ pub(crate) fn build(more: &[&str]) -> Result<Products> {
     let kernel = kernel::find_default(Kernel::Guest)?;
     update(&kernel, &products.kernel())?;
 
-    packages::ensure(&["gcc", "libc6-dev", "binutils"], "to link programs")?;
+    ensure_libraries()?;
+    packages::ensure(&["binutils"], "to strip programs")?;
     let mut names = vec!["lazaret", "lazaret-vmm", "lazaret-agent", "rootfs-builder"];
     names.extend(more);
     compile(&names)?;
@@ -84,6 +85,14 @@ pub(crate) fn build(more: &[&str]) -> Result<Products> {
     }
     fs::write(products.config(), CONFIG)?;
     Ok(products)
+}
+
+/// Installs what programs are linked by and with: libseccomp's archive is part of `lazaret`.
+///
+/// # Errors
+/// If something is missing and cannot be installed.
+pub(crate) fn ensure_libraries() -> Result<()> {
+    packages::ensure(&["gcc", "libc6-dev", "libseccomp-dev"], "to link programs")
 }
 
 /// Programs that are linked to a fixed address: they start at each command, or in each guest, and

@@ -4,6 +4,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use super::{CgroupError, io_error};
 use crate::plan::Place;
 
@@ -14,7 +16,7 @@ const TOP: &str = "/sys/fs/cgroup";
 const CGROUP2_SUPER_MAGIC: u64 = 0x6367_7270;
 
 /// The sandbox's directory in one hierarchy.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Group {
     /// Controllers of the hierarchy; none with cgroup v2, whose controllers come and go.
     pub(super) controllers: Vec<String>,

@@ -10,7 +10,7 @@
 
 use std::{
     io,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
 
@@ -21,7 +21,7 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    plan::{self, Place},
+    plan::{self, HostLimits, Place},
     state::{StateDir, StateError},
 };
 
@@ -108,11 +108,11 @@ fn io_error<E: Into<io::Error>>(
     }
 }
 
-/// What `delete` has to remove.
+/// What `delete` has to remove, and `update` to change.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Record {
     /// Directories, one for each hierarchy.
-    paths: Vec<PathBuf>,
+    groups: Vec<Group>,
     /// Systemd's unit, if it is one.
     unit: Option<String>,
 }
@@ -162,7 +162,7 @@ impl HostCgroup {
             Place::Path(_) => None,
         };
         let record = Record {
-            paths: self.groups.iter().map(|group| group.path.clone()).collect(),
+            groups: self.groups.clone(),
             unit,
         };
         Ok(dir.write_part(RECORD, &record)?)
@@ -174,11 +174,11 @@ impl HostCgroup {
                 make::check_existing(group, &mut self.warnings)?;
             }
         }
-        self.write(files::of(&self.wanted.limits, self.is_v1()))
+        write(&self.groups, files::of(&self.wanted.limits, self.is_v1()))
     }
 
     fn is_v1(&self) -> bool {
-        self.groups.iter().any(|group| !group.is_v2())
+        has_v1(&self.groups)
     }
 
     /// What the user should know of it.
@@ -186,9 +186,9 @@ impl HostCgroup {
         &self.warnings
     }
 
-    /// The directory for a process that is to be born in it.
-    pub(crate) fn cradle(&self) -> Option<BorrowedFd<'_>> {
-        self.cradle.as_ref().map(AsFd::as_fd)
+    /// The directory for a process that is to be born in it, once.
+    pub(crate) fn take_cradle(&mut self) -> Option<OwnedFd> {
+        self.cradle.take()
     }
 
     /// Brings this process into the cgroup, unless it was born there.
@@ -218,19 +218,7 @@ impl HostCgroup {
         if let Place::Unit { unit, .. } = &self.wanted.place {
             systemd::limit_cpu(unit, limits)?;
         }
-        self.write(files::cpu_time(limits, self.is_v1()))
-    }
-
-    fn write(&self, files: Vec<LimitFile>) -> Result<(), CgroupError> {
-        for file in files {
-            let group = self.groups.iter().find(|group| group.has(file.controller));
-            match group {
-                Some(group) => file.write(&group.path)?,
-                None if file.optional => {}
-                None => return Err(file.error(Path::new(file.controller), Errno::NOENT.into())),
-            }
-        }
-        Ok(())
+        write(&self.groups, files::cpu_time(limits, self.is_v1()))
     }
 
     /// The path under which the kernel has killed for want of memory, if it has.
@@ -257,6 +245,37 @@ impl HostCgroup {
             let _ = write_file(&group.top.join("cgroup.procs"), "0");
         }
     }
+}
+
+fn has_v1(groups: &[Group]) -> bool {
+    groups.iter().any(|group| !group.is_v2())
+}
+
+fn write(groups: &[Group], files: Vec<LimitFile>) -> Result<(), CgroupError> {
+    for file in files {
+        match groups.iter().find(|group| group.has(file.controller)) {
+            Some(group) => file.write(&group.path)?,
+            None if file.optional => {}
+            None => return Err(file.error(Path::new(file.controller), Errno::NOENT.into())),
+        }
+    }
+    Ok(())
+}
+
+/// Changes what the sandbox that `dir` is the state of may use.
+///
+/// # Errors
+/// [`CgroupError`]; what was written before stays.
+pub(crate) fn update(dir: &StateDir, limits: &HostLimits) -> Result<(), CgroupError> {
+    let Some(record) = dir.read_part::<Record>(RECORD)? else {
+        return Ok(());
+    };
+    let is_v1 = has_v1(&record.groups);
+    if let Some(unit) = &record.unit {
+        systemd::limit(unit, limits, is_v1)?;
+    }
+    write(&record.groups, files::of(limits, is_v1))?;
+    write(&record.groups, files::cpu_time(limits, is_v1))
 }
 
 /// Moves this process into a cgroup.
@@ -288,11 +307,8 @@ pub(crate) fn remove(dir: &StateDir) -> Result<(), CgroupError> {
         // Without it the directories can still be removed.
         tracing::warn!("{}", crate::log::chain(&error));
     }
-    let results: Vec<_> = record
-        .paths
-        .iter()
-        .map(|path| remove::remove(path))
-        .collect();
+    let groups = record.groups.iter();
+    let results: Vec<_> = groups.map(|group| remove::remove(&group.path)).collect();
     results.into_iter().collect()
 }
 

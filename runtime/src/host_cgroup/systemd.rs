@@ -140,14 +140,27 @@ pub(super) fn start(
 /// # Errors
 /// [`SystemdError`].
 pub(super) fn limit_cpu(unit: &str, limits: &HostLimits) -> Result<(), SystemdError> {
-    let properties = cpu_time(limits);
+    set(unit, &cpu_time(limits))
+}
+
+/// Tells systemd limits that change.
+///
+/// # Errors
+/// [`SystemdError`].
+pub(super) fn limit(unit: &str, limits: &HostLimits, is_v1: bool) -> Result<(), SystemdError> {
+    let mut properties = of(limits, is_v1);
+    properties.extend(cpu_time(limits));
+    set(unit, &properties)
+}
+
+fn set(unit: &str, properties: &Properties) -> Result<(), SystemdError> {
     if properties.is_empty() {
         return Ok(());
     }
     const ACTION: &str = "limit";
     let mut call = method("SetUnitProperties");
     call.body
-        .push_param3(unit, true, &properties)
+        .push_param3(unit, true, properties)
         .map_err(message_error(ACTION))?;
     Bus::connect()?.call(ACTION, unit, call)?;
     Ok(())

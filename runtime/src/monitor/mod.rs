@@ -24,6 +24,7 @@ use crate::{
     log,
     plan::Plan,
     process::ProcessId,
+    seccomp::{self, SeccompError},
     share::{Share, ShareError},
     state::{Phase, Record, StateDir, StateError},
     terminal::{self, TerminalError},
@@ -51,6 +52,9 @@ pub(crate) enum MonitorError {
     /// The files could not be shared.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The filter of system calls could not be compiled.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// The agent could not make the container.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -134,24 +138,32 @@ pub(crate) struct ExecJob<'a> {
     pub(crate) process: ProcessRef,
     /// What to run.
     pub(crate) spec: lazaret_protocol::container::Process,
+    /// Where in the container.
+    pub(crate) place: Place<'a>,
     /// Socket that wants the pty.
     pub(crate) console: Option<UnixStream>,
+}
+
+/// Where in a container a further process goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Path of a cgroup below the container's; empty is the container's own.
+    pub(crate) cgroup: &'a str,
+    /// Whether a paused container takes it; the process then waits to be resumed.
+    pub(crate) ignore_paused: bool,
 }
 
 /// Forks the monitor of a container and waits until the container is created.
 ///
 /// # Errors
 /// [`MonitorError`]; nothing of the container is left then.
-pub(crate) fn create(job: ContainerJob<'_>) -> Result<i32, MonitorError> {
+pub(crate) fn create(mut job: ContainerJob<'_>) -> Result<i32, MonitorError> {
     let dir = job.dir;
     let mut keep = vec![dir.as_fd().as_raw_fd()];
     keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
     let foreground = job.foreground;
-    // The monitor's copy of the cgroup is its own; ours only lends the descriptor.
-    let cradle = job.cgroup.cradle().map(|fd| fd.try_clone_to_owned());
-    let cradle = cradle
-        .transpose()
-        .map_err(host_error("duplicate a descriptor"))?;
+    // It stays here: the monitor closes what it inherits, and must not own it.
+    let cradle = job.cgroup.take_cradle();
     let cradle = cradle.as_ref().map(AsFd::as_fd);
     let result = fork(&keep, foreground, cradle, |report, born| {
         monitor_container(job, report, born)
@@ -252,11 +264,13 @@ fn create_container(
     // All this happens while the guest boots.
     share.attach(id, &plan.host.shares)?;
     log::monitor_phase("files shared");
+    let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;
     let streams = match (&job.console, terminal) {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
         _ => HostStreams::Inherited,
     };
+    job.plan.container.seccomp = seccomp;
     job.record.monitor = own_id()?;
     job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
     vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;
@@ -399,7 +413,7 @@ fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
         _ => HostStreams::Inherited,
     };
-    let session = exec_session(job.dir, &job.process, &job.spec, streams)?;
+    let session = exec_session(job.dir, &job.process, &job.spec, job.place, streams)?;
     release_standard_streams(job.console.is_some())?;
     Ok(session)
 }
@@ -412,13 +426,21 @@ pub(crate) fn exec_session(
     dir: &StateDir,
     process: &ProcessRef,
     spec: &lazaret_protocol::container::Process,
+    place: Place<'_>,
     streams: HostStreams,
 ) -> Result<Session, MonitorError> {
     let agent = Agent::new(dir);
-    agent.call(&Request::Exec {
+    let call = agent.begin(&Request::Exec {
         process: process.clone(),
         spec: Box::new(spec.clone()),
+        cgroup: place.cgroup.to_owned(),
+        ignore_paused: place.ignore_paused,
     })?;
+    if place.ignore_paused {
+        call.finish_when_resumed()?;
+    } else {
+        call.finish()?;
+    }
     log::phase("process started");
     let session = Session::attach(agent, process.clone(), spec, streams)?;
     log::phase("streams attached");

@@ -238,7 +238,11 @@ fn warn_of_properties(spec: &Spec, warnings: &mut Vec<String>) {
     }));
 }
 
-fn host_limits(
+/// What bounds a sandbox whose VM has `vm_memory_mib`.
+///
+/// # Errors
+/// [`PlanError`], which names the field.
+pub(super) fn host_limits(
     resources: Option<&LinuxResources>,
     limits: &Limits,
     vm_memory_mib: u64,

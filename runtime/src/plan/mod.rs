@@ -7,34 +7,40 @@ use std::path::{Path, PathBuf};
 
 use lazaret_protocol::{
     agent::TerminalSize,
-    container::{CreateContainer, IdMapping, Namespace, NamespaceKind, Root, Stdio},
+    container::{CpuAffinity, CreateContainer, IdMapping, Namespace, NamespaceKind, Root, Stdio},
     vm::VmConfig,
 };
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, LinuxResources, Spec};
+use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 use serde::Serialize;
 
-use crate::{bundle::Bundle, config::Config};
+use crate::{bundle::Bundle, config::Config, seccomp::Profile};
 
+mod accepts;
 mod annotations;
 mod devices;
+mod domain;
 mod host_cgroup;
 mod limits;
 mod mounts;
 mod options;
 mod process;
 mod resources;
+mod scheduling;
+mod seccomp;
 mod size;
 mod unsupported;
+mod update;
 mod vm;
 
 use limits::Limits;
-use size::Size;
 
-pub(crate) use annotations::ANNOTATIONS;
+pub(crate) use accepts::{Verdict, mount_options, verdict};
+pub(crate) use annotations::{ANNOTATION_PREFIX, ANNOTATIONS};
 #[cfg(test)]
 pub(crate) use host_cgroup::IoThrottle;
 pub(crate) use host_cgroup::{HostCgroup, HostLimits, IoThrottleKind, Place};
-pub(crate) use process::{capability, process};
+pub(crate) use process::{capabilities, capability, inherit, process};
+pub(crate) use update::limits;
 pub(crate) use vm::{FD_COUNT, FdIndex};
 
 /// What the plan needs to know besides the bundle and the configuration.
@@ -61,8 +67,10 @@ pub(crate) struct Circumstances<'a> {
 pub(crate) struct Plan {
     /// The VM; its descriptors are numbered by [`FdIndex`].
     pub(crate) vm: VmConfig,
-    /// The container, as the agent is told.
+    /// The container, as the agent is told; its filter of system calls is yet to be compiled.
     pub(crate) container: CreateContainer,
+    /// What that filter is compiled from.
+    pub(crate) seccomp: Option<Profile>,
     /// What the host does.
     pub(crate) host: HostWork,
     /// What the user asked for and does not get: one log line each.
@@ -159,10 +167,11 @@ pub(crate) fn plan(
         .process()
         .as_ref()
         .ok_or_else(|| PlanError::invalid("process", "must not be empty"))?;
-    let process = process::process(spec_process, "process", circumstances, &mut warnings)?;
-    let no_resources = LinuxResources::default();
-    let resources = linux.and_then(|linux| linux.resources().as_ref());
-    let resources = resources.unwrap_or(&no_resources);
+    let mut process = process::process(spec_process, "process", circumstances, &mut warnings)?;
+    // It is for what `exec` starts.
+    process.cpu_affinity = CpuAffinity::default();
+    let resources = linux.and_then(|linux| linux.resources().clone());
+    let resources = &resources.unwrap_or_default();
     let limits = Limits::of(resources)?;
     let cgroup = resources::resources(resources, &limits, circumstances, &mut warnings)?;
     let (root, root_share) = root(bundle, linux, circumstances.id)?;
@@ -170,12 +179,16 @@ pub(crate) fn plan(
     let mut shares = vec![root_share];
     shares.extend(mounts.shares);
 
+    let namespaces = namespaces(linux, &mut warnings)?;
+    domain::check_memory_policy(linux, &mut warnings)?;
+
     let container = CreateContainer {
         id: circumstances.id.to_owned(),
         root,
         hostname: spec.hostname().clone().unwrap_or_default(),
         domainname: spec.domainname().clone().unwrap_or_default(),
-        namespaces: namespaces(linux, &mut warnings)?,
+        time_offsets: domain::time_offsets(linux, &namespaces)?,
+        namespaces,
         uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
         gid_mappings: id_mappings(linux.and_then(|linux| linux.gid_mappings().as_ref())),
         mounts: mounts.mounts,
@@ -184,20 +197,19 @@ pub(crate) fn plan(
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: sysctl(linux),
         cgroup,
+        seccomp: None,
+        personality: domain::personality(linux, &mut warnings),
         process,
     };
+    let size = size::size(spec, &limits, &annotations, circumstances)?;
     let console = annotations.console.or_else(|| config.console.clone());
-    let wanted = size::size(spec, &limits, circumstances)?;
-    let size = Size {
-        memory_mib: annotations.memory_mib.or(wanted.memory_mib),
-        vcpus: annotations.vcpus.or(wanted.vcpus),
-    };
     let vm = vm::vm_config(circumstances.id, config, size, console.is_some());
     let memory_mib = vm.memory_mib;
     let cgroup = host_cgroup::host_cgroup(spec, &limits, memory_mib, circumstances, &mut warnings)?;
     Ok(Plan {
         vm,
         container,
+        seccomp: seccomp::profile(linux)?,
         host: HostWork {
             shares,
             console,

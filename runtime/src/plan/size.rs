@@ -2,7 +2,11 @@
 
 use oci_spec::runtime::Spec;
 
-use super::{Circumstances, PlanError, limits::DEFAULT_PERIOD_US, limits::Limits};
+use super::{
+    Circumstances, PlanError,
+    annotations::Annotations,
+    limits::{DEFAULT_PERIOD_US, Limits},
+};
 use crate::config::{MEMORY_MIB, VCPUS};
 
 /// Memory that a VM needs beside its container's limit, in MiB: kernel image, initramfs, agent.
@@ -29,16 +33,39 @@ pub(super) struct Size {
     pub(super) vcpus: Option<u8>,
 }
 
-/// The size that the limits, or those of the pod, ask for.
+/// The size that our annotations, the limits, or those of the pod ask for.
 ///
 /// # Errors
 /// [`PlanError`] for a list of CPUs or an annotation of the CRI that is none.
 pub(super) fn size(
     spec: &Spec,
     limits: &Limits,
+    annotations: &Annotations,
     circumstances: Circumstances<'_>,
 ) -> Result<Size, PlanError> {
-    let pod = Pod::of(spec)?;
+    let limited = size_with(&Pod::of(spec)?, limits, circumstances)?;
+    Ok(Size {
+        memory_mib: annotations.memory_mib.or(limited.memory_mib),
+        vcpus: annotations.vcpus.or(limited.vcpus),
+    })
+}
+
+/// The size that limits ask for by themselves.
+///
+/// # Errors
+/// [`PlanError`] for a list of CPUs that is none.
+pub(super) fn of_limits(
+    limits: &Limits,
+    circumstances: Circumstances<'_>,
+) -> Result<Size, PlanError> {
+    size_with(&Pod::default(), limits, circumstances)
+}
+
+fn size_with(
+    pod: &Pod,
+    limits: &Limits,
+    circumstances: Circumstances<'_>,
+) -> Result<Size, PlanError> {
     let own = limits
         .memory_bytes
         .and_then(|limit| u64::try_from(limit).ok());

@@ -2,7 +2,9 @@
 
 use std::{os::unix::net::UnixStream, path::Path};
 
-use super::{VerbError, option_error, store, write_pid_file};
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use super::{VerbError, option_error, pidfd_socket::PidfdSocket, store, write_pid_file};
 use crate::{
     bundle::Bundle,
     cli::{Create, Global},
@@ -12,7 +14,7 @@ use crate::{
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
     process::ProcessId,
-    state::{ContainerId, Phase, Record, StateDir},
+    state::{ContainerId, Phase, Record, StateDir, VmSize},
     terminal, time,
 };
 
@@ -23,6 +25,7 @@ pub(super) struct Prepared {
     plan: Plan,
     record: Record,
     console: Option<UnixStream>,
+    pidfd_socket: Option<PidfdSocket>,
 }
 
 /// How far to take a container.
@@ -60,18 +63,16 @@ pub(super) fn prepare(
             "descriptors cannot be passed into a VM",
         ));
     }
+    check_activation(
+        |name| std::env::var(name).ok(),
+        rustix::process::getpid().as_raw_nonzero().get(),
+    )?;
+    let pidfd_socket = PidfdSocket::connect(options.pidfd_socket.as_deref())?;
     let config = Config::load(global.config.as_deref())?;
     log::phase("configuration read");
     let bundle = Bundle::load(&options.bundle)?;
     log::phase("bundle read");
-    if global.systemd_cgroup {
-        host_cgroup::check_systemd().map_err(CgroupError::from)?;
-    }
-    let circumstances = Circumstances {
-        host_cgroup_v1: host_cgroup::is_v1(),
-        systemd_cgroup: global.systemd_cgroup,
-        ..circumstances(id.as_str())
-    };
+    let circumstances = with_cgroups(circumstances(id.as_str()), global.systemd_cgroup)?;
     let mut plan = plan::plan(&bundle, &config, circumstances)?;
     plan.warnings.extend(bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
@@ -81,6 +82,7 @@ pub(super) fn prepare(
         .as_deref()
         .map(terminal::connect_console)
         .transpose()?;
+    let resources = limits_of(&bundle.spec);
     let rootfs = plan.host.shares[0].source.clone();
     let annotations = bundle.spec.annotations().iter().flatten();
     let nobody = ProcessId {
@@ -98,6 +100,11 @@ pub(super) fn prepare(
         monitor: nobody,
         vmm: nobody,
         exit_code: None,
+        vm: Some(VmSize {
+            memory_mib: plan.vm.memory_mib,
+            vcpus: plan.vm.vcpus,
+        }),
+        resources,
         bundle: bundle.path,
     };
     log::phase("plan made");
@@ -107,7 +114,49 @@ pub(super) fn prepare(
         plan,
         record,
         console,
+        pidfd_socket,
     })
+}
+
+/// Adds what the sandbox's cgroup has to know.
+fn with_cgroups(
+    circumstances: Circumstances<'_>,
+    systemd_cgroup: bool,
+) -> Result<Circumstances<'_>, CgroupError> {
+    if systemd_cgroup {
+        host_cgroup::check_systemd()?;
+    }
+    Ok(Circumstances {
+        host_cgroup_v1: host_cgroup::is_v1(),
+        systemd_cgroup,
+        ..circumstances
+    })
+}
+
+/// Refuses listening sockets that a service manager left to this very process for the container
+/// (`sd_listen_fds(3)`), as runc would pass them on; those for another process are none of ours.
+fn check_activation(variable: impl Fn(&str) -> Option<String>, pid: i32) -> Result<(), VerbError> {
+    let number = |name: &str| variable(name).and_then(|text| text.parse::<i32>().ok());
+    match number("LISTEN_FDS") {
+        Some(count @ 1..) if number("LISTEN_PID") == Some(pid) => Err(option_error(
+            "LISTEN_FDS",
+            format!(
+                "{count} listening socket{} cannot be passed into a VM, whose network is not this \
+                 host's",
+                if count == 1 { "" } else { "s" }
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What `update` starts from.
+fn limits_of(spec: &Spec) -> LinuxResources {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().clone());
+    let mut resources = resources.unwrap_or_default();
+    resources.set_devices(None);
+    resources
 }
 
 impl Prepared {
@@ -150,9 +199,12 @@ impl Prepared {
         for warning in warnings {
             tracing::warn!(id = self.id.as_str(), "{warning}");
         }
-        if let Some(path) = pid_file
-            && let Err(error) = write_pid_file(path, pid)
-        {
+        let told = match &self.pidfd_socket {
+            Some(socket) => socket.send(pid),
+            None => Ok(()),
+        };
+        let told = told.and_then(|()| pid_file.map_or(Ok(()), |path| write_pid_file(path, pid)));
+        if let Err(error) = told {
             super::delete::take_down(&dir)?;
             return Err(error);
         }
@@ -199,5 +251,38 @@ pub(super) fn check_terminal(
         ))
     } else {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn activation(variables: &[(&str, &str)], pid: i32) -> Result<(), String> {
+        let variable = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|&(_, value)| value.to_owned())
+        };
+        check_activation(variable, pid).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn only_sockets_for_this_process_are_refused() {
+        for ours in [
+            &[][..],
+            &[("LISTEN_FDS", "1")],
+            &[("LISTEN_FDS", "1"), ("LISTEN_PID", "6")],
+            &[("LISTEN_FDS", "0"), ("LISTEN_PID", "5")],
+            &[("LISTEN_FDS", "x"), ("LISTEN_PID", "5")],
+            &[("LISTEN_PID", "5")],
+        ] {
+            assert_eq!(activation(ours, 5), Ok(()), "{ours:?}");
+        }
+        let error = activation(&[("LISTEN_FDS", "2"), ("LISTEN_PID", "5")], 5).unwrap_err();
+        assert_eq!(
+            error,
+            "LISTEN_FDS: 2 listening sockets cannot be passed into a VM, whose network is not \
+             this host's"
+        );
     }
 }

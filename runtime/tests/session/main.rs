@@ -10,6 +10,7 @@ mod exec;
 mod fake;
 mod harness;
 mod lifecycle;
+mod limits;
 mod loss;
 mod share;
 mod streams;

@@ -21,7 +21,9 @@ pub(crate) fn deadline() -> Instant {
 
 use crate::patience;
 
-/// The caller's side of a pty or a pipe.
+/// The caller's side of a pty or a pipe. A program that goes on to say something after it is dropped
+/// ends of that.
+#[must_use]
 pub(crate) struct Dialogue {
     file: File,
     seen: String,
@@ -43,6 +45,13 @@ impl From<PipeReader> for Dialogue {
 }
 
 impl Dialogue {
+    /// The dialogue that is left when `text` has come through `pipe`.
+    pub(crate) fn after(text: &str, pipe: PipeReader) -> Result<Self> {
+        let mut dialogue = Self::from(pipe);
+        dialogue.expect(text)?;
+        Ok(dialogue)
+    }
+
     /// Types `text`; for a pty.
     pub(crate) fn type_in(&mut self, text: &str) -> Result<()> {
         self.file

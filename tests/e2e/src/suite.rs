@@ -353,15 +353,13 @@ impl Options {
 /// the assets.
 fn private_directories(program: &Path, assets: &Path) -> Vec<String> {
     let configuration = std::env::var_os("LAZARET_CONFIG").map(PathBuf::from);
-    let needed = [program, assets]
-        .into_iter()
-        .chain(configuration.as_deref());
-    let needed: Vec<&Path> = needed.collect();
-    let private = leaks::WATCHED_DIRECTORIES.iter().filter(|directory| {
-        let inside = |path: &&Path| path.starts_with(directory);
-        !needed.iter().any(inside)
-    });
-    private.map(|&directory| directory.to_owned()).collect()
+    let mut needed = vec![program, assets];
+    needed.extend(configuration.as_deref());
+    leaks::WATCHED_DIRECTORIES
+        .iter()
+        .filter(|directory| !needed.iter().any(|path| path.starts_with(directory)))
+        .map(|&directory| directory.to_owned())
+        .collect()
 }
 
 fn ask(request: &Request, limit: Duration) -> Result<Verdict> {

@@ -21,8 +21,8 @@ use lazaret_protocol::{
 };
 
 use crate::{
-    script::{Step, script},
-    vmm::{Vmm, kvm, launch, send},
+    script::{Step, kvm, script},
+    vmm::{Vmm, launch, send},
 };
 
 /// How long anything may take before a test fails.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::{fs::File, os::fd::OwnedFd, process::Command};
+use std::{os::fd::OwnedFd, process::Command};
 
 use lazaret_protocol::{
     VERSION, frame,
@@ -113,15 +113,7 @@ fn a_wrong_launch_is_refused_by_name() {
     let mut surplus = fds(RESET);
     surplus.push(tempfile::tempfile().unwrap().into());
     assert!(refusal(&launch(), &surplus).starts_with("1 descriptors"));
-    let no_kernel: [OwnedFd; 2] = [
-        File::options()
-            .read(true)
-            .write(true)
-            .open("/dev/kvm")
-            .unwrap()
-            .into(),
-        tempfile::tempfile().unwrap().into(),
-    ];
+    let no_kernel: [OwnedFd; 2] = [script::kvm(), tempfile::tempfile().unwrap().into()];
     assert!(refusal(&launch(), &no_kernel).starts_with("kernel: cannot read the ELF header"));
 }
 

@@ -1,7 +1,6 @@
 //! A `lazaret-vmm` process and our end of its launch socket.
 
 use std::{
-    fs::File,
     io::{IoSlice, Read},
     mem::MaybeUninit,
     os::{
@@ -42,17 +41,7 @@ pub(crate) fn launch() -> Launch {
 
 /// `/dev/kvm` and a kernel of `code`.
 pub(crate) fn fds(code: &[u8]) -> Vec<OwnedFd> {
-    vec![kvm(), script::kernel(code, false).into()]
-}
-
-/// `/dev/kvm`. Without it none of these tests can say anything.
-pub(crate) fn kvm() -> OwnedFd {
-    File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .expect("these tests need /dev/kvm, readable and writable")
-        .into()
+    vec![script::kvm(), script::kernel(code, false).into()]
 }
 
 /// The process, which ends with our end of its launch socket.

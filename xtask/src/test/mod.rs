@@ -20,6 +20,9 @@ use crate::{emu, packages, process, run, tidy};
 /// After this time the end-to-end tests are taken to hang.
 const E2E_TIMEOUT: Duration = Duration::from_secs(40 * 60);
 
+/// Most emulated hosts at a time: the longest case then takes longer than a part of the others.
+const HOSTS_MAX: usize = 8;
+
 /// Options of the task.
 #[derive(Debug, Args)]
 pub(crate) struct Options {
@@ -51,6 +54,7 @@ const STEPS: [Step; 7] = [
     }),
     ("deny", |_| deny::run()),
     ("unit, property and VMM tests", |_| {
+        products::ensure_libraries()?;
         process::run(cargo().args(["test", "--workspace", "--quiet"]))
     }),
     ("emulated host", |_| host::run()),
@@ -116,8 +120,7 @@ fn end_to_end(options: &Options) -> Result<()> {
         timeout: Some(E2E_TIMEOUT),
         ..emu::default_host()?
     };
-    // An emulated host has one CPU, so each CPU of this machine gets one.
-    let shards = thread::available_parallelism()?.get();
+    let shards = host_count(&host)?;
     thread::scope(|scope| {
         let hosts: Vec<_> = (1..=shards)
             .map(|number| {
@@ -134,6 +137,25 @@ fn end_to_end(options: &Options) -> Result<()> {
             .collect();
         results.into_iter().collect()
     })
+}
+
+/// As many emulated hosts as keep this machine busy: one has one CPU. A machine with little memory
+/// gets fewer.
+fn host_count(host: &Host) -> Result<usize> {
+    let cpus = thread::available_parallelism()?.get();
+    let memory_mib = available_memory_mib()? / u64::from(host.memory_mib);
+    Ok(usize::try_from(memory_mib)?.clamp(1, cpus.min(HOSTS_MAX)))
+}
+
+/// What `/proc/meminfo` calls `MemAvailable`.
+fn available_memory_mib() -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo")?;
+    let line = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+    let kib: u64 = kib.context("/proc/meminfo has no MemAvailable")?.parse()?;
+    Ok(kib >> 10)
 }
 
 /// A part of the suite in an emulated host of its own.

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     errors::check,
@@ -203,7 +203,7 @@ fn everything_of_a_sandbox_is_inside(test: &Test) -> Result<()> {
     let expected = bundle.config["linux"]["cgroupsPath"].clone();
     for pid in all {
         let path = path_of(pid)?;
-        ensure!(Value::from(path.clone()) == expected, "{path}");
+        ensure!(expected == path.as_str(), "{path}");
     }
     // What callers read.
     let current: u64 = value(&bundle, "memory.current")?.parse()?;

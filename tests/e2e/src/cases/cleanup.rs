@@ -84,7 +84,7 @@ fn many_children_end_at_once(test: &Test) -> Result<()> {
     let bundle = test.bundle("crowd", &["20"])?;
     let (reader, writer) = std::io::pipe()?;
     let running = test.runtime.run(&bundle)?.stdout(writer).spawn()?;
-    Dialogue::from(reader).expect("ready\n")?;
+    let _told = Dialogue::after("ready\n", reader)?;
     test.runtime.kill(&bundle.id, "TERM").succeed()?;
     running.wait()?.code(8)?;
     Ok(())
@@ -94,8 +94,7 @@ fn orphans_go_to_the_first_process(test: &Test) -> Result<()> {
     let bundle = test.bundle("reaper", &[])?;
     let (reader, writer) = std::io::pipe()?;
     let running = test.runtime.run(&bundle)?.stdout(writer).spawn()?;
-    let mut told = Dialogue::from(reader);
-    told.expect("ready\n")?;
+    let mut told = Dialogue::after("ready\n", reader)?;
     test.runtime
         .exec_probe(&bundle.id, "orphan", &[])
         .succeed()?;
@@ -116,11 +115,11 @@ fn delete_while_processes_run(test: &Test) -> Result<()> {
             .exec_probe(&bundle.id, "tell", &[])
             .stdout(writer)
             .spawn()?;
-        Dialogue::from(reader).expect("ready\n")?;
-        calls.push(call);
+        // A signal on the way to SIGKILL must not find the stream closed.
+        calls.push((call, Dialogue::after("ready\n", reader)?));
     }
     test.runtime.delete_force(&bundle.id).succeed()?;
-    for call in calls {
+    for (call, _told) in calls {
         call.wait()?.code(137)?;
     }
     Ok(())

@@ -16,6 +16,7 @@ use crate::{
     case::{Case, Probe, Test, Topic, case},
     dialogue::Dialogue,
     host,
+    invocation::{Running, ends_within},
 };
 
 pub(crate) const TOPIC: Topic = Topic {
@@ -61,7 +62,7 @@ fn guest_resets_itself(test: &Test) -> Result<()> {
     let (output, stdout) = std::io::pipe()?;
     let running = test.runtime.run(&bundle)?.stdin(stdin).stdout(stdout);
     let running = running.spawn()?;
-    Dialogue::from(output).expect("ready\n")?;
+    let _told = Dialogue::after("ready\n", output)?;
     drop(end);
     let output = running.wait()?;
     ensure!(!output.status.success(), "run succeeded");
@@ -88,17 +89,16 @@ fn vmm() -> Result<Pid> {
     Ok(all[0])
 }
 
-/// A running container's `run`, once its process has said that it runs.
-fn running(test: &Test, bundle: &Bundle) -> Result<crate::invocation::Running> {
+/// A running container's `run`, once its process has said that it runs, and what else it says.
+fn running(test: &Test, bundle: &Bundle) -> Result<(Running, Dialogue)> {
     let (reader, writer) = std::io::pipe()?;
     let running = test.runtime.run(bundle)?.stdout(writer).spawn()?;
-    Dialogue::from(reader).expect("ready\n")?;
-    Ok(running)
+    Ok((running, Dialogue::after("ready\n", reader)?))
 }
 
 fn vmm_is_killed(test: &Test) -> Result<()> {
     let bundle = test.bundle("tell", &[])?;
-    let running = running(test, &bundle)?;
+    let (running, _told) = running(test, &bundle)?;
     kill_process(vmm()?, Signal::KILL)?;
     let output = running.wait()?;
     ensure!(!output.status.success(), "run succeeded");
@@ -143,7 +143,7 @@ fn monitor_is_killed(test: &Test) -> Result<()> {
     test.runtime.launch(&bundle)?;
     let (monitor, vmm) = (test.runtime.pid(&bundle.id)?, vmm()?);
     kill_process(monitor, Signal::KILL)?;
-    let ended = crate::invocation::ends_within(vmm, Duration::from_secs(10)).unwrap_or(true);
+    let ended = ends_within(vmm, Duration::from_secs(10)).unwrap_or(true);
     ensure!(ended, "the VMM outlives the monitor");
     test.runtime.status_is(&bundle.id, "stopped")?;
     test.runtime.delete(&bundle.id).succeed()?;
@@ -169,7 +169,7 @@ fn monitor_and_vmm_are_killed(test: &Test) -> Result<()> {
 
 fn run_is_killed(test: &Test) -> Result<()> {
     let bundle = test.bundle("tell", &[])?;
-    let running = running(test, &bundle)?;
+    let (running, _told) = running(test, &bundle)?;
     running.signal(Signal::KILL)?;
     running.wait()?;
     test.runtime.delete_force(&bundle.id).succeed()?;
@@ -187,7 +187,7 @@ fn create_is_killed_at_any_moment(test: &Test) -> Result<()> {
     for part in 0..12 {
         let bundle = test.idle_bundle()?;
         let call = test.runtime.create(&bundle)?.spawn()?;
-        crate::invocation::ends_within(call.pid(), whole * part / 10)?;
+        ends_within(call.pid(), whole * part / 10)?;
         call.signal(Signal::KILL).ok();
         call.wait()?;
         test.runtime

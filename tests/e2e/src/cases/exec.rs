@@ -250,8 +250,7 @@ fn detached_with_pid_file(test: &Test) -> Result<()> {
         .option(&["--detach", "--pid-file", &pid_file.to_string_lossy()])
         .stdout(writer)
         .succeed()?;
-    let mut told = Dialogue::from(reader);
-    told.expect("ready\n")?;
+    let mut told = Dialogue::after("ready\n", reader)?;
     let pid = read_pid(&pid_file)?;
     kill_process(pid, Signal::TERM).context("the pid file names no process")?;
     told.expect("got 15\n")?;
@@ -313,7 +312,7 @@ fn ends_with_the_container(test: &Test) -> Result<()> {
         .exec_probe(&bundle.id, "tell", &[])
         .stdout(writer)
         .spawn()?;
-    Dialogue::from(reader).expect("ready\n")?;
+    let _told = Dialogue::after("ready\n", reader)?;
     test.runtime.kill(&bundle.id, "KILL").succeed()?;
     call.wait()?.code(137)?;
     test.runtime.wait_for_end(&bundle.id)?;

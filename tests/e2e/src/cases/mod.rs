@@ -1,5 +1,6 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
+mod call;
 mod cgroup;
 mod cleanup;
 mod crash;
@@ -8,14 +9,18 @@ mod errors;
 mod exec;
 mod exit;
 mod lifecycle;
+mod limits;
 mod mounts;
 mod process;
 mod pty;
 mod rootfs;
 mod scale;
+mod scheduling;
+mod seccomp;
 mod shell;
 mod signals;
 mod stdio;
+mod verbs;
 mod vm;
 
 use crate::case::{Case, Probe, Topic};
@@ -27,7 +32,11 @@ const TOPICS: &[&Topic] = &[
     &pty::TOPIC,
     &lifecycle::TOPIC,
     &exec::TOPIC,
+    &limits::TOPIC,
+    &verbs::TOPIC,
     &process::TOPIC,
+    &scheduling::TOPIC,
+    &seccomp::TOPIC,
     &mounts::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,

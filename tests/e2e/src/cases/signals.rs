@@ -134,7 +134,7 @@ fn kill_of_the_init_process(test: &Test) -> Result<()> {
     let (reader, writer) = std::io::pipe()?;
     let bundle = test.bundle("tell", &[])?;
     let running = test.runtime.run(&bundle)?.stdout(writer).spawn()?;
-    Dialogue::from(reader).expect("ready\n")?;
+    let _told = Dialogue::after("ready\n", reader)?;
     test.runtime.kill(&bundle.id, "KILL").succeed()?;
     running.wait()?.code(137)?;
     Ok(())
@@ -144,8 +144,7 @@ fn kill_takes_names_and_numbers(test: &Test) -> Result<()> {
     let (reader, writer) = std::io::pipe()?;
     let bundle = test.bundle("tell", &[])?;
     let running = test.runtime.run(&bundle)?.stdout(writer).spawn()?;
-    let mut told = Dialogue::from(reader);
-    told.expect("ready\n")?;
+    let mut told = Dialogue::after("ready\n", reader)?;
     for (name, number) in [
         ("USR1", 10),
         ("SIGUSR2", 12),

@@ -372,7 +372,7 @@ fn output_after_the_end_of_input(test: &Test) -> Result<()> {
         .stdout(out)
         .spawn()?;
     write_pattern(writer, 0, 1)?;
-    Dialogue::from(reader).expect("complete\n")?;
+    let _told = Dialogue::after("complete\n", reader)?;
     running.wait()?.code(0)?;
     Ok(())
 }

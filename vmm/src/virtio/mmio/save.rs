@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Slot,
+    Slot, lock,
     queues::QueueSetup,
     registers::Status,
     transport::{Transport, Work},
@@ -68,18 +68,13 @@ impl Slot {
     /// # Errors
     /// As [`Transport::restore`], and when one is spare and the other is not.
     pub fn restore(&self, state: Option<&TransportState>) -> Result<(), TransportRestoreError> {
-        let saved = state.map_or(0, |state| state.device_type);
-        let restored = self.with_transport(|transport| match state {
-            Some(state) => transport.restore(state),
-            None => {
-                let present = transport.device.device_type();
-                Err(TransportRestoreError::Device { saved, present })
-            }
-        });
-        match (restored, state) {
-            (Some(result), _) => result,
+        match (lock(&self.transport).as_mut(), state) {
+            (Some(transport), Some(state)) => transport.restore(state),
             (None, None) => Ok(()),
-            (None, Some(_)) => Err(TransportRestoreError::Device { saved, present: 0 }),
+            (transport, state) => Err(TransportRestoreError::Device {
+                saved: state.map_or(0, |state| state.device_type),
+                present: transport.map_or(0, |transport| transport.device.device_type()),
+            }),
         }
     }
 }

@@ -368,17 +368,12 @@ impl Ring {
             Malformed::Empty => (scratch, 0, 0),
             _ => return false,
         };
-        let head = self.size - 1;
-        self.set_descriptor(
-            head,
-            RawDescriptor {
-                address,
-                bytes,
-                flags,
-                next: 0,
-            },
-        );
-        self.make_available(head);
+        self.add_last(RawDescriptor {
+            address,
+            bytes,
+            flags,
+            next: 0,
+        });
         true
     }
 
@@ -420,18 +415,20 @@ impl Ring {
             }
             _ => {}
         }
-        let head = self.size - 1;
-        self.set_descriptor(
-            head,
-            RawDescriptor {
-                address,
-                bytes,
-                flags,
-                next: head - 1,
-            },
-        );
-        self.make_available(head);
+        self.add_last(RawDescriptor {
+            address,
+            bytes,
+            flags,
+            next: self.size - 2,
+        });
         true
+    }
+
+    /// Makes a chain available that starts with the table's last descriptor.
+    fn add_last(&mut self, descriptor: RawDescriptor) {
+        let head = self.size - 1;
+        self.set_descriptor(head, descriptor);
+        self.make_available(head);
     }
 
     fn take_descriptor(&mut self) -> u16 {

@@ -2,7 +2,6 @@
 
 use std::{
     fs::File,
-    os::fd::OwnedFd,
     time::{Duration, Instant},
 };
 
@@ -14,22 +13,12 @@ use crate::{
     vm::{BuildError, Vm, builder},
 };
 
-pub(crate) use super::script::{INTERRUPTS, Step, enable_interrupt, kernel, script};
+pub(crate) use super::script::{INTERRUPTS, Step, enable_interrupt, kernel, kvm, script};
 
 /// Guest memory of each test, in MiB.
 pub(crate) const MEMORY_MIB: u64 = 16;
 /// How long a test waits for a guest before it fails.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
-
-/// `/dev/kvm`. Without it none of these tests can say anything.
-pub(crate) fn kvm() -> OwnedFd {
-    File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .expect("these tests need /dev/kvm, readable and writable")
-        .into()
-}
 
 /// A configuration whose descriptors are those of [`fds`].
 pub(crate) fn config(vcpus: u8, devices: Vec<DeviceConfig>) -> VmConfig {

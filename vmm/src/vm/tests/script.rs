@@ -1,8 +1,8 @@
 //! Guests of a few instructions: a script of accesses that 32-bit code performs one by one, and
-//! kernels of raw code. For the tests of this crate and, by path, those of the process; it knows
+//! kernels of raw code; and what runs them, `/dev/kvm`. For the tests of this crate and, by path, those of the process; it knows
 //! nothing of the VMM.
 
-use std::{fs::File, io::Write};
+use std::{fs::File, io::Write, os::fd::OwnedFd};
 
 /// Where code is loaded and entered.
 pub(crate) const CODE: u64 = 0x10_0000;
@@ -12,6 +12,16 @@ const SCRIPT: usize = 0x2000;
 pub(crate) const INTERRUPTS: u64 = 0x10_3000;
 /// First interrupt vector of GSI 0 in scripts.
 pub(crate) const VECTOR_START: u32 = 0x30;
+
+/// `/dev/kvm`. Without it none of these tests can say anything.
+pub(crate) fn kvm() -> OwnedFd {
+    File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .expect("these tests need /dev/kvm, readable and writable")
+        .into()
+}
 
 /// What runs a script:
 ///
