@@ -37,7 +37,7 @@ fn main() -> Result<()> {
 
 /// Writes the page called `name`, in the section of the administrator's commands, as runc's are.
 fn page(folder: &Path, command: &Command, name: &str) -> Result<()> {
-    let man = Man::new(command.clone())
+    let man = Man::new(command.clone().display_name(name.to_owned()))
         .title(name.to_uppercase())
         .section("8")
         .source(format!("lazaret {}", env!("CARGO_PKG_VERSION")))

@@ -4,7 +4,9 @@ use std::{os::unix::net::UnixStream, path::Path};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use super::{VerbError, option_error, pidfd_socket::PidfdSocket, store, write_pid_file};
+use super::{
+    VerbError, option_error, pidfd_socket::PidfdSocket, preserve_fds, store, write_pid_file,
+};
 use crate::{
     bundle::Bundle,
     cli::{Create, Global},
@@ -57,13 +59,8 @@ pub(super) fn prepare(
     detached: bool,
 ) -> Result<Prepared, VerbError> {
     let id = ContainerId::new(&options.container_id)?;
-    if options.preserve_fds != 0 {
-        return Err(option_error(
-            "--preserve-fds",
-            "descriptors cannot be passed into a VM",
-        ));
-    }
-    check_activation(
+    preserve_fds::check(options.preserve_fds)?;
+    preserve_fds::check_activation(
         |name| std::env::var(name).ok(),
         rustix::process::getpid().as_raw_nonzero().get(),
     )?;
@@ -131,23 +128,6 @@ fn with_cgroups(
         systemd_cgroup,
         ..circumstances
     })
-}
-
-/// Refuses listening sockets that a service manager left to this very process for the container
-/// (`sd_listen_fds(3)`), as runc would pass them on; those for another process are none of ours.
-fn check_activation(variable: impl Fn(&str) -> Option<String>, pid: i32) -> Result<(), VerbError> {
-    let number = |name: &str| variable(name).and_then(|text| text.parse::<i32>().ok());
-    match number("LISTEN_FDS") {
-        Some(count @ 1..) if number("LISTEN_PID") == Some(pid) => Err(option_error(
-            "LISTEN_FDS",
-            format!(
-                "{count} listening socket{} cannot be passed into a VM, whose network is not this \
-                 host's",
-                if count == 1 { "" } else { "s" }
-            ),
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// What `update` starts from.
@@ -251,38 +231,5 @@ pub(super) fn check_terminal(
         ))
     } else {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn activation(variables: &[(&str, &str)], pid: i32) -> Result<(), String> {
-        let variable = |name: &str| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|&(_, value)| value.to_owned())
-        };
-        check_activation(variable, pid).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn only_sockets_for_this_process_are_refused() {
-        for ours in [
-            &[][..],
-            &[("LISTEN_FDS", "1")],
-            &[("LISTEN_FDS", "1"), ("LISTEN_PID", "6")],
-            &[("LISTEN_FDS", "0"), ("LISTEN_PID", "5")],
-            &[("LISTEN_FDS", "x"), ("LISTEN_PID", "5")],
-            &[("LISTEN_PID", "5")],
-        ] {
-            assert_eq!(activation(ours, 5), Ok(()), "{ours:?}");
-        }
-        let error = activation(&[("LISTEN_FDS", "2"), ("LISTEN_PID", "5")], 5).unwrap_err();
-        assert_eq!(
-            error,
-            "LISTEN_FDS: 2 listening sockets cannot be passed into a VM, whose network is not \
-             this host's"
-        );
     }
 }

@@ -29,6 +29,7 @@ mod launch;
 mod list;
 mod pause;
 mod pidfd_socket;
+mod preserve_fds;
 mod ps;
 mod run;
 mod spec;

@@ -8,8 +8,11 @@ mod devices;
 mod errors;
 mod exec;
 mod exit;
+mod features;
 mod lifecycle;
 mod limits;
+mod linux;
+mod mount_flags;
 mod mounts;
 mod process;
 mod pty;
@@ -19,6 +22,7 @@ mod scheduling;
 mod seccomp;
 mod shell;
 mod signals;
+mod specification;
 mod stdio;
 mod verbs;
 mod vm;
@@ -38,8 +42,12 @@ const TOPICS: &[&Topic] = &[
     &scheduling::TOPIC,
     &seccomp::TOPIC,
     &mounts::TOPIC,
+    &mount_flags::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
+    &specification::TOPIC,
+    &linux::TOPIC,
+    &features::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
     &cgroup::TOPIC,
