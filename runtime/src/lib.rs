@@ -16,6 +16,7 @@ mod agent;
 mod bundle;
 mod cli;
 mod hooks;
+mod host_cgroup;
 mod log;
 mod monitor;
 mod plan;

@@ -1,5 +1,5 @@
-//! State on disk: one directory per container under the state root, with `state.json`, the sockets
-//! and the mount point of the share in it. Called by every verb and by the monitor; knows nothing
+//! State on disk: one directory per container under the state root, with `state.json`, what others
+//! note beside it, the sockets and the mount point of the share in it. Called by every verb and by the monitor; knows nothing
 //! of VMs or agents.
 //!
 //! The directory's own `flock` orders everybody who changes the state. The creator takes it before
@@ -30,8 +30,9 @@ pub(crate) use size::VmSize;
 /// Where states are kept unless `--root` says otherwise.
 pub(crate) const DEFAULT_ROOT: &str = "/run/lazaret";
 
+mod parts;
+
 const RECORD: &str = "state.json";
-const RECORD_NEW: &str = "state.json.new";
 
 /// Only the owner has business in the state: whoever connects to a socket here rules the container.
 const DIRECTORY_MODE: Mode = Mode::RWXU;
@@ -337,29 +338,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Damaged`] or [`StateError::Io`].
     pub(crate) fn read(&self) -> Result<Option<Record>, StateError> {
-        use std::io::Read as _;
-
-        let path = || self.path.join(RECORD);
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = match rustix::fs::openat(&self.fd, RECORD, flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(io_error("open", &path(), error)),
-        };
-        let mut text = Vec::new();
-        std::fs::File::from(file)
-            .read_to_end(&mut text)
-            .map_err(|source| StateError::Io {
-                action: "read",
-                path: path(),
-                source,
-            })?;
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|source| StateError::Damaged {
-                path: path(),
-                source,
-            })
+        self.read_part(RECORD)
     }
 
     /// Replaces the record in one step.
@@ -367,25 +346,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`].
     pub(crate) fn write(&self, record: &Record) -> Result<(), StateError> {
-        use std::io::Write as _;
-
-        let path = || self.path.join(RECORD);
-        let text = serde_json::to_vec(record).map_err(|source| StateError::Damaged {
-            path: path(),
-            source,
-        })?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.fd, RECORD_NEW, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| io_error("write", &path(), error))?;
-        std::fs::File::from(file)
-            .write_all(&text)
-            .map_err(|source| StateError::Io {
-                action: "write",
-                path: path(),
-                source,
-            })?;
-        rustix::fs::renameat(&self.fd, RECORD_NEW, &self.fd, RECORD)
-            .map_err(|error| io_error("write", &path(), error))
+        self.write_part(RECORD, record)
     }
 
     /// Reads the record and finds out what is true of it now.

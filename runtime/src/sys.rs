@@ -107,22 +107,52 @@ pub(crate) enum Fork {
     Child,
 }
 
+/// Flag of `clone3(2)`; the C library's constant is of a type too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Forks a process that has one thread only; a threaded one is refused, for its child could
-/// inherit a lock that nobody will ever release.
+/// inherit a lock that nobody will ever release. The child is born in the cgroup v2 whose directory
+/// `cgroup` is, if one is given: moving it there later would wait until every CPU has been
+/// scheduled once.
 ///
 /// # Errors
-/// As `fork(2)`; `EINVAL` when other threads exist.
-pub(crate) fn fork() -> io::Result<Fork> {
+/// As `fork(2)` and, with a cgroup, `clone3(2)`; `EINVAL` when other threads exist.
+pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     if std::fs::read_dir("/proc/self/task")?.take(2).count() > 1 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    // SAFETY: this is the process's only thread (checked above, and nobody else could start one in
-    // between), so the child finds every lock in the state this thread left it in.
-    let pid = unsafe { libc::fork() };
+    let pid = match cgroup {
+        // SAFETY: this is the process's only thread (checked above, and nobody else could start
+        // one in between), so the child finds every lock in the state this thread left it in.
+        None => unsafe { libc::fork() }.into(),
+        Some(cgroup) => clone_into(cgroup),
+    };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
-        pid => Ok(Fork::Parent(pid)),
+        pid => i32::try_from(pid)
+            .map(Fork::Parent)
+            .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+/// As `fork(2)`, into a cgroup. The C library does not see it, and goes on taking the child for its
+/// parent where it remembers a thread's id, which is in locks of kinds that are not used here.
+fn clone_into(cgroup: BorrowedFd<'_>) -> libc::c_long {
+    // SAFETY: `clone_args` is a struct of integers, for which zero is a valid value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    arguments.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    // SAFETY: `arguments` outlives the call, and its size is passed with it; without CLONE_VM the
+    // child runs on its own copy of this stack. That there is only one thread is what `fork`, the
+    // one caller, has checked.
+    unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<libc::clone_args>(),
+        )
     }
 }
 
@@ -231,39 +261,6 @@ pub(crate) fn seconds_east_of_utc(since_s: u64) -> i64 {
     // and this process changes no variable once it runs.
     let result = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
     if result.is_null() { 0 } else { local.tm_gmtoff }
-}
-
-/// Binds all threads in `tasks`, a directory like `/proc/PID/task`, to `cpus`; those that are
-/// started meanwhile inherit it from a thread that is bound already or is found in another look.
-///
-/// # Errors
-/// As `sched_setaffinity(2)`; a thread that has ended is none.
-pub(crate) fn bind_threads(tasks: &std::path::Path, cpus: &[usize]) -> io::Result<()> {
-    let mut set = rustix::thread::CpuSet::new();
-    for &cpu in cpus {
-        set.set(cpu);
-    }
-    let mut bound = std::collections::BTreeSet::new();
-    loop {
-        let mut more = false;
-        for entry in std::fs::read_dir(tasks)? {
-            let name = entry?.file_name();
-            let thread = name.to_str().and_then(|name| name.parse().ok());
-            let Some(thread) = thread.and_then(rustix::thread::Pid::from_raw) else {
-                continue;
-            };
-            if bound.insert(thread.as_raw_nonzero()) {
-                more = true;
-                match rustix::thread::sched_setaffinity(Some(thread), &set) {
-                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        if !more {
-            return Ok(());
-        }
-    }
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {

@@ -21,7 +21,7 @@ use crate::sys::{self, Fork};
 pub(crate) fn make(uids: &[IdMapping], gids: &[IdMapping]) -> io::Result<OwnedFd> {
     let (mut made, made_writer) = io::pipe()?;
     let (released_reader, released) = io::pipe()?;
-    let pid = match sys::fork()? {
+    let pid = match sys::fork(None)? {
         Fork::Child => {
             drop(released);
             wait_in_namespace(made_writer, released_reader);

@@ -80,6 +80,8 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         terminal_size: TerminalSize::default(),
         host_memory_mib: 1024,
         host_cpus: 1,
+        host_cgroup_v1: false,
+        systemd_cgroup: false,
     };
     let plan = plan(&bundle, &Config::default(), circumstances).ok()?;
     Some(plan.warnings)

@@ -20,20 +20,28 @@ mod annotations;
 mod devices;
 mod domain;
 mod hooks;
+mod host_cgroup;
 mod kernel_parameters;
+mod limits;
 mod mounts;
 mod options;
 mod process;
 mod resources;
 mod scheduling;
 mod seccomp;
+mod size;
 mod unsupported;
 mod update;
 mod vm;
 
+use limits::Limits;
+
 pub(crate) use accepts::{Verdict, mount_options, verdict};
 pub(crate) use annotations::{ANNOTATION_PREFIX, ANNOTATIONS};
 pub(crate) use hooks::HostHooks;
+#[cfg(test)]
+pub(crate) use host_cgroup::IoThrottle;
+pub(crate) use host_cgroup::{HostCgroup, HostLimits, IoThrottleKind, Place};
 pub(crate) use process::{capabilities, capability, inherit, process};
 pub(crate) use update::limits;
 pub(crate) use vm::{FD_COUNT, FdIndex};
@@ -51,6 +59,10 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) host_memory_mib: u64,
     /// CPUs of this machine.
     pub(crate) host_cpus: u64,
+    /// Whether this machine's cgroups are version 1, be it beside version 2.
+    pub(crate) host_cgroup_v1: bool,
+    /// Whether the sandbox is to be a unit of systemd's.
+    pub(crate) systemd_cgroup: bool,
 }
 
 /// Everything `create` is going to do.
@@ -75,10 +87,10 @@ pub(crate) struct HostWork {
     pub(crate) shares: Vec<Share>,
     /// File for the guest kernel's console.
     pub(crate) console: Option<PathBuf>,
-    /// CPUs the VM may run on (`linux.resources.cpu.cpus`); empty for all.
-    pub(crate) cpus: Vec<usize>,
     /// Programs to run on the way.
     pub(crate) hooks: HostHooks,
+    /// The sandbox's cgroup.
+    pub(crate) cgroup: HostCgroup,
 }
 
 /// A host path that appears in the share as a mount of its own.
@@ -181,7 +193,10 @@ pub(crate) fn plan(
     let mut process = process::process(spec_process, "process", circumstances, &mut warnings)?;
     // It is for what `exec` starts.
     process.cpu_affinity = CpuAffinity::default();
-    let resources = resources::resources(linux, circumstances, &mut warnings)?;
+    let resources = linux.and_then(|linux| linux.resources().clone());
+    let resources = &resources.unwrap_or_default();
+    let limits = Limits::of(resources)?;
+    let cgroup = resources::resources(resources, &limits, circumstances, &mut warnings)?;
     let (root, root_share) = root(bundle, linux, circumstances.id)?;
     let mounts = mounts::mounts(bundle, circumstances.id, &mut warnings)?;
     let (hooks, start_hooks) = hooks::hooks(bundle, circumstances.id)?;
@@ -205,26 +220,26 @@ pub(crate) fn plan(
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: kernel_parameters::kernel_parameters(linux)?,
-        cgroup: resources.cgroup,
         start_hooks,
+        cgroup,
         seccomp: None,
         personality: domain::personality(linux, &mut warnings),
         process,
     };
+    let size = size::size(spec, &limits, &annotations, circumstances)?;
     let console = annotations.console.or_else(|| config.console.clone());
-    let size = vm::Size {
-        memory_mib: annotations.memory_mib.or(resources.vm_memory_mib),
-        vcpus: annotations.vcpus.or(resources.vm_vcpus),
-    };
+    let vm = vm::vm_config(circumstances.id, config, size, console.is_some());
+    let memory_mib = vm.memory_mib;
+    let cgroup = host_cgroup::host_cgroup(spec, &limits, memory_mib, circumstances, &mut warnings)?;
     Ok(Plan {
-        vm: vm::vm_config(circumstances.id, config, size, console.is_some()),
+        vm,
         container,
         seccomp: seccomp::profile(linux)?,
         host: HostWork {
             shares,
             console,
-            cpus: resources.host_cpus,
             hooks,
+            cgroup,
         },
         warnings,
     })

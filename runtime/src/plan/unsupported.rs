@@ -45,12 +45,6 @@ fn check_linux(linux: &Linux, warnings: &mut Vec<String>) -> Result<(), PlanErro
             return Err(PlanError::unsupported(field, what));
         }
     }
-    let cgroups_path = linux.cgroups_path().as_deref();
-    if cgroups_path.is_some_and(|path| !path.as_os_str().is_empty()) {
-        warnings.push(
-            "linux.cgroupsPath: not applied, the VM stays in the cgroup of its caller".to_owned(),
-        );
-    }
     if linux
         .mount_label()
         .as_ref()

@@ -5,6 +5,7 @@ use lazaret_protocol::{
     vm::{ConsoleConfig, DeviceConfig, Fd, FsConfig, PortGrant, VmConfig, VsockConfig},
 };
 
+use super::size::Size;
 use crate::config::Config;
 
 /// Descriptors sent with the launch, in this order.
@@ -65,13 +66,6 @@ const SILENT: &str = " quiet loglevel=0";
 
 /// With one, it is the virtio console.
 const TALKING: &str = " console=hvc0";
-
-/// Size of a VM, as far as the bundle says.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Size {
-    pub(super) memory_mib: Option<u64>,
-    pub(super) vcpus: Option<u8>,
-}
 
 /// Describes the VM of the sandbox `id`. It has no entropy device: the VMM seeds the kernel, and
 /// Linux would ask the device for more every minute, for as long as the sandbox is idle.

@@ -8,6 +8,7 @@ use super::{VerbError, hooks, open};
 use crate::{
     agent::Agent,
     cli::{Delete, Global},
+    host_cgroup,
     process::{self, ProcessId},
     state::{StateDir, StateError, Status},
 };
@@ -71,8 +72,8 @@ pub(super) fn kill(dir: &StateDir) {
     }
 }
 
-/// Waits for the processes that stand for the container, kills what does not end, removes the
-/// state, and runs the `poststop` hooks.
+/// Waits for the processes that stand for the container, kills what does not end, removes the cgroup
+/// and the state, and runs the `poststop` hooks.
 ///
 /// # Errors
 /// [`VerbError`].
@@ -83,6 +84,7 @@ pub(super) fn destroy(dir: &StateDir) -> Result<(), VerbError> {
         end(record.monitor, END_TIMEOUT);
         end(record.vmm, END_TIMEOUT);
     }
+    host_cgroup::remove(dir)?;
     dir.remove()?;
     if let Some(record) = &record {
         hooks::poststop(dir, record, &record.hooks.poststop);

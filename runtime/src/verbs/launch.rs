@@ -12,6 +12,7 @@ use crate::{
     cli::{Create, Global},
     config::Config,
     hooks::LaterHooks,
+    host_cgroup::{self, CgroupError, HostCgroup},
     log,
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
@@ -76,7 +77,8 @@ pub(super) fn prepare(
     log::phase("configuration read");
     let bundle = Bundle::load(&options.bundle)?;
     log::phase("bundle read");
-    let mut plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
+    let circumstances = with_cgroups(circumstances(id.as_str()), global.systemd_cgroup)?;
+    let mut plan = plan::plan(&bundle, &config, circumstances)?;
     plan.warnings.extend(bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
     check_terminal(detached, terminal, options.console_socket.as_deref())?;
@@ -126,6 +128,21 @@ pub(super) fn prepare(
     })
 }
 
+/// Adds what the sandbox's cgroup has to know.
+fn with_cgroups(
+    circumstances: Circumstances<'_>,
+    systemd_cgroup: bool,
+) -> Result<Circumstances<'_>, CgroupError> {
+    if systemd_cgroup {
+        host_cgroup::check_systemd()?;
+    }
+    Ok(Circumstances {
+        host_cgroup_v1: host_cgroup::is_v1(),
+        systemd_cgroup,
+        ..circumstances
+    })
+}
+
 /// What `update` starts from.
 fn limits_of(spec: &Spec) -> LinuxResources {
     let linux = spec.linux().as_ref();
@@ -153,12 +170,20 @@ impl Prepared {
     ) -> Result<Launched, VerbError> {
         let dir = store(global).create(&self.id)?;
         log::phase("state directory made");
-        let warnings = self.plan.warnings.clone();
+        let cgroup = HostCgroup::make(&dir, &self.plan.host.cgroup).inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = host_cgroup::remove(&dir);
+            let _ = dir.remove();
+        })?;
+        log::phase("cgroup made");
+        let mut warnings = self.plan.warnings.clone();
+        warnings.extend_from_slice(cgroup.warnings());
         let hooked = (!self.record.hooks.is_empty()).then(|| self.record.clone());
         let made = monitor::create(ContainerJob {
             dir: &dir,
             plan: self.plan,
             config: &self.config,
+            cgroup,
             record: self.record,
             console: self.console,
             start: how != Launch::Created,
@@ -206,6 +231,8 @@ pub(super) fn circumstances(id: &str) -> Circumstances<'_> {
             .unwrap_or_default(),
         host_memory_mib: bytes >> 20,
         host_cpus: cpus.into(),
+        host_cgroup_v1: false,
+        systemd_cgroup: false,
     }
 }
 

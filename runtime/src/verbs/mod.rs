@@ -11,6 +11,7 @@ use crate::{
     cli::{Cli, Global, Verb},
     config::ConfigError,
     hooks::HookError,
+    host_cgroup::CgroupError,
     monitor::{self, MonitorError, session::SessionError},
     plan::PlanError,
     state::{ContainerId, StateDir, StateError, Status, Store},
@@ -54,6 +55,9 @@ pub(crate) enum VerbError {
     /// The state cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The sandbox's cgroup cannot be made or removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The agent did not do its part.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -159,12 +163,6 @@ fn not_yet(verb: &'static str) -> VerbError {
 }
 
 fn check_global(global: &mut Global) -> Result<(), VerbError> {
-    if global.systemd_cgroup {
-        return Err(option_error(
-            "--systemd-cgroup",
-            "placing containers in systemd's cgroups is not supported",
-        ));
-    }
     check_rootless(&global.rootless)?;
     // The monitor leaves the working directory.
     let root = std::path::absolute(&global.root);

@@ -151,10 +151,16 @@ fn the_state_root_may_be_deep() {
 #[test]
 fn twenty_at_once() {
     let place = Place::new();
-    place.bundle(&["sh", "-c", "exit 3"], |_| {});
-    let mut runs: Vec<_> = (0..20)
-        .map(|n| place.command(&["run", &format!("c{n}")]).spawn().unwrap())
-        .collect();
+    // One bundle for all, so their cgroups have the names of their ids.
+    place.bundle(&["sh", "-c", "exit 3"], |config| {
+        config["linux"]["cgroupsPath"] = "".into();
+    });
+    let name = place.path().file_name().unwrap().to_str().unwrap();
+    let run = |n: u32| {
+        let id = format!("c{name}-{n}");
+        place.command(&["run", &id]).spawn().unwrap()
+    };
+    let mut runs: Vec<_> = (0..20).map(run).collect();
     for run in &mut runs {
         assert_eq!(ends(run), 3);
     }

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is what it is for")]
 
 mod boot;
+mod cgroup;
 mod exec;
 mod fake;
 mod harness;

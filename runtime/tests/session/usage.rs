@@ -48,10 +48,6 @@ fn what_is_not_supported_says_so() {
     }
     for (option, message) in [
         (
-            "--systemd-cgroup",
-            "--systemd-cgroup: placing containers in systemd's cgroups is not supported",
-        ),
-        (
             "--rootless=true",
             "--rootless: not supported: lazaret needs root, for the mounts it gives its virtual \
              machines",

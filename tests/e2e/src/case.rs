@@ -4,7 +4,6 @@
 use std::{cell::Cell, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 
 use crate::{
     bundle::Bundle,
@@ -141,10 +140,6 @@ impl Test {
         )
         .with_context(|| format!("cannot make bundle {id}"))?;
         bundle.probe(name, arguments);
-        if self.runtime.kind == Kind::Lazaret {
-            // Not applied yet, which it says in a line of its own on standard error.
-            bundle.set("/linux/cgroupsPath", Value::Null);
-        }
         Ok(bundle)
     }
 

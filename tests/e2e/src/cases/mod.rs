@@ -1,6 +1,7 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
 mod call;
+mod cgroup;
 mod cleanup;
 mod crash;
 mod devices;
@@ -55,6 +56,7 @@ const TOPICS: &[&Topic] = &[
     &features::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
+    &cgroup::TOPIC,
     &crash::TOPIC,
     &scale::TOPIC,
     &rootfs::TOPIC,
