@@ -5,12 +5,13 @@ use std::{os::unix::net::UnixStream, path::Path};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::{
-    VerbError, option_error, pidfd_socket::PidfdSocket, preserve_fds, store, write_pid_file,
+    VerbError, hooks, option_error, pidfd_socket::PidfdSocket, preserve_fds, store, write_pid_file,
 };
 use crate::{
     bundle::Bundle,
     cli::{Create, Global},
     config::Config,
+    hooks::LaterHooks,
     log,
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
@@ -58,6 +59,13 @@ pub(super) fn prepare(
     detached: bool,
 ) -> Result<Prepared, VerbError> {
     let id = ContainerId::new(&options.container_id)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(VerbError::WrongStatus(
+            "rootless containers are not supported: lazaret needs root, for the mounts it gives \
+             its virtual machines"
+                .to_owned(),
+        ));
+    }
     preserve_fds::check(options.preserve_fds)?;
     preserve_fds::check_activation(
         |name| std::env::var(name).ok(),
@@ -95,6 +103,11 @@ pub(super) fn prepare(
         monitor: nobody,
         vmm: nobody,
         exit_code: None,
+        hooks: LaterHooks {
+            start_container: !plan.container.start_hooks.hooks.is_empty(),
+            poststart: plan.host.hooks.poststart.clone(),
+            poststop: plan.host.hooks.poststop.clone(),
+        },
         vm: Some(VmSize {
             memory_mib: plan.vm.memory_mib,
             vcpus: plan.vm.vcpus,
@@ -141,7 +154,8 @@ impl Prepared {
         let dir = store(global).create(&self.id)?;
         log::phase("state directory made");
         let warnings = self.plan.warnings.clone();
-        let pid = monitor::create(ContainerJob {
+        let hooked = (!self.record.hooks.is_empty()).then(|| self.record.clone());
+        let made = monitor::create(ContainerJob {
             dir: &dir,
             plan: self.plan,
             config: &self.config,
@@ -149,7 +163,11 @@ impl Prepared {
             console: self.console,
             start: how != Launch::Created,
             foreground: how == Launch::InForeground,
-        })?;
+        });
+        if let (Err(_), Some(record)) = (&made, &hooked) {
+            hooks::poststop(&dir, record, &record.hooks.poststop);
+        }
+        let pid = made?;
         // Not before it worked: a failure is explained by its error alone.
         for warning in warnings {
             tracing::warn!(id = self.id.as_str(), "{warning}");
@@ -160,6 +178,14 @@ impl Prepared {
         };
         let told = told.and_then(|()| pid_file.map_or(Ok(()), |path| write_pid_file(path, pid)));
         if let Err(error) = told {
+            super::delete::take_down(&dir)?;
+            return Err(error);
+        }
+        if how != Launch::Created
+            && hooked.is_some()
+            && let Some(record) = dir.read()?
+            && let Err(error) = hooks::poststart(&dir, &record)
+        {
             super::delete::take_down(&dir)?;
             return Err(error);
         }

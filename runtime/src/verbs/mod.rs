@@ -10,6 +10,7 @@ use crate::{
     bundle::BundleError,
     cli::{Cli, Global, Verb},
     config::ConfigError,
+    hooks::HookError,
     monitor::{self, MonitorError, session::SessionError},
     plan::PlanError,
     state::{ContainerId, StateDir, StateError, Status, Store},
@@ -23,6 +24,7 @@ mod events;
 mod exec;
 mod features;
 mod foreground;
+mod hooks;
 mod kill;
 mod launch;
 mod list;
@@ -64,6 +66,9 @@ pub(crate) enum VerbError {
     /// There is no terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The container is in the wrong state.
     #[error("{0}")]
     WrongStatus(String),

@@ -8,10 +8,13 @@ mod errors;
 mod exec;
 mod exit;
 mod features;
+mod hooks;
+mod kernel_parameters;
 mod lifecycle;
 mod limits;
 mod linux;
 mod mount_flags;
+mod mount_options;
 mod mounts;
 mod process;
 mod pty;
@@ -30,6 +33,7 @@ use crate::case::{Case, Probe, Topic};
 
 const TOPICS: &[&Topic] = &[
     &exit::TOPIC,
+    &hooks::TOPIC,
     &signals::TOPIC,
     &stdio::TOPIC,
     &pty::TOPIC,
@@ -38,6 +42,8 @@ const TOPICS: &[&Topic] = &[
     &limits::TOPIC,
     &verbs::TOPIC,
     &process::TOPIC,
+    &kernel_parameters::TOPIC,
+    &mount_options::TOPIC,
     &scheduling::TOPIC,
     &seccomp::TOPIC,
     &mounts::TOPIC,
