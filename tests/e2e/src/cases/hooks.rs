@@ -29,17 +29,57 @@ pub(crate) const TOPIC: Topic = Topic {
 };
 
 const CASES: &[Case] = &[
-    case!(each_runs_in_its_turn).only(NO_CRUN, "crun has states of its own for hooks"),
+    case!(each_runs_in_its_turn)
+        .only(NO_CRUN, "crun has states of its own for hooks")
+        .covers(&[
+            "runtime#lifecycle-6",
+            "runtime#lifecycle-8",
+            "runtime#lifecycle-10",
+            "runtime#lifecycle-12",
+            "runtime#lifecycle-18",
+            "config#posix-platform-hooks-3..4",
+            "config#posix-platform-hooks-7..9",
+            "config#posix-platform-hooks-11..18",
+            "config#prestart-1..4",
+            "config#createruntime-hooks-1..3",
+            "config#createcontainer-hooks-1..3",
+            "config#startcontainer-hooks-1..3",
+            "config#poststart-2..3",
+            "config#poststop-1..3",
+        ])
+        .right("runc and lazaret: the container is `creating` until `create` is done"),
     case!(poststart_comes_after_the_process)
-        .only(LAZARET, "the reference runtimes run it at create"),
-    case!(their_mounts_come_along).only(NO_CRUN, "crun runs createContainer elsewhere"),
+        .only(LAZARET, "the reference runtimes run it at create")
+        .covers(&["runtime#lifecycle-15", "config#poststart-1"])
+        .right("lazaret: poststart belongs to `start`, and comes after the program"),
+    case!(their_mounts_come_along)
+        .only(NO_CRUN, "crun runs createContainer elsewhere")
+        .covers(&[
+            "config#posix-platform-hooks-10",
+            "config#createcontainer-hooks-4",
+        ])
+        .right("runc and lazaret: createContainer runs in the container's namespaces"),
     case!(they_may_ask_for_the_state).only(LAZARET, "the reference runtimes have no state yet"),
-    case!(failure_before_start_leaves_nothing).only(NO_CRUN, "crun words it otherwise"),
+    case!(failure_before_start_leaves_nothing)
+        .only(NO_CRUN, "crun words it otherwise")
+        .covers(&[
+            "runtime#lifecycle-7",
+            "runtime#lifecycle-9",
+            "runtime#lifecycle-11",
+        ])
+        .right("each: the wording is not specified"),
     case!(failure_in_the_container_stops_it)
-        .only(LAZARET, "the reference runtimes do not tell of it"),
+        .only(LAZARET, "the reference runtimes do not tell of it")
+        .covers(&["runtime#lifecycle-13"])
+        .right("lazaret: the specification demands an error of `start`"),
     case!(failure_after_start_stops_it)
-        .only(LAZARET, "the specification has become stricter since"),
-    case!(failure_after_the_end_is_a_warning).only(LAZARET, "runc makes it an error"),
+        .only(LAZARET, "the specification has become stricter since")
+        .covers(&["runtime#lifecycle-16"])
+        .right("lazaret: an error since version 1.3.0, a warning before"),
+    case!(failure_after_the_end_is_a_warning)
+        .only(LAZARET, "runc makes it an error")
+        .covers(&["runtime#lifecycle-19"])
+        .right("lazaret: the specification demands a warning"),
     case!(slow_ones_are_killed).only(NO_CRUN, "crun words it otherwise"),
     case!(they_end_with_their_caller).only(LAZARET, "the reference runtimes leave them running"),
     case!(mistakes_are_refused).only(LAZARET, "about the wording of lazaret's errors"),

@@ -34,15 +34,32 @@ pub(crate) const TOPIC: Topic = Topic {
 };
 
 const CASES: &[Case] = &[
-    case!(recursive_ones_reach_submounts),
+    case!(recursive_ones_reach_submounts).covers(&[
+        "config#linux-mount-options-42",
+        "config#linux-mount-options-34",
+    ]),
     case!(links_are_not_followed).only(LAZARET, "the reference runtimes are too old for it"),
     case!(overlay_of_host_directories),
     case!(overlay_is_wrong).only(LAZARET, "about the wording of lazaret's errors"),
-    case!(ids_are_mapped).only(LAZARET, "the reference runtimes are too old for it"),
+    case!(ids_are_mapped)
+        .only(LAZARET, "the reference runtimes are too old for it")
+        .covers(&[
+            "config#linux-mount-options-59..62",
+            "config#linux-mount-options-64",
+            "config#posix-platform-mounts-1",
+            "config#posix-platform-mounts-4",
+            "features-linux#mountextensions-1",
+        ])
+        .right("lazaret: the fields are newer than the others"),
     case!(ids_are_mapped_as_in_the_user_namespace)
-        .only(LAZARET, "the reference runtimes are too old for it"),
+        .only(LAZARET, "the reference runtimes are too old for it")
+        .covers(&["config#linux-mount-options-59..61"])
+        .right("lazaret: the fields are newer than the others"),
     case!(tmpfs_takes_after_what_it_covers).only(NO_CRUN, "crun leaves the tmpfs as it is"),
-    case!(relative_paths).only(NO_CRUN, "crun refuses them"),
+    case!(relative_paths)
+        .only(NO_CRUN, "crun refuses them")
+        .covers(&["config#mounts-4"])
+        .right("runc and lazaret: a relative destination is relative to `/`"),
     case!(propagation_of_the_root).only(NO_CRUN, "crun knows other words"),
     case!(root_behind_a_link).only(NO_CRUN, "crun follows it"),
     case!(sockets_and_pipes_are_warned_of).only(LAZARET, "they work without a VM"),
