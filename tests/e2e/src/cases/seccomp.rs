@@ -158,10 +158,13 @@ fn killing_a_thread_or_the_process(test: &Test) -> Result<()> {
     Ok(())
 }
 
-/// One container for each profile, one exec for each value.
+/// Operator, value, second value, and whether arguments match.
+type OperatorCase<'a> = (&'a str, u64, u64, &'a [(u64, bool)]);
+
+/// One container, one exec for each argument.
 fn operators(test: &Test) -> Result<()> {
     let large: u64 = 0x1_0000_0005;
-    let cases: &[(&str, u64, u64, &[(u64, bool)])] = &[
+    let cases: &[OperatorCase] = &[
         ("SCMP_CMP_EQ", large, 0, &[(large, true), (5, false)]),
         ("SCMP_CMP_NE", 5, 0, &[(5, false), (large, true)]),
         (
