@@ -15,17 +15,6 @@ mod values;
 pub(crate) use checkpoint::{Checkpoint, Restore};
 pub(crate) use limits::{Events, Update};
 
-/// The same for one verb.
-const VERB: &str = "\
-NAME:
-   {bin} - {about}
-
-USAGE:
-   {usage}
-
-{all-args}{after-help}
-";
-
 /// The sections of runc's help, filled by clap.
 const TEMPLATE: &str = "\
 NAME:
@@ -105,61 +94,61 @@ fn log_format(name: &str) -> Result<log::Format, String> {
 #[command(defer = true)]
 pub(crate) enum Verb {
     /// Checkpoint a running container (not supported yet)
-    #[command(after_help = help::CHECKPOINT, help_template = VERB)]
+    #[command(after_help = help::CHECKPOINT, help_template = TEMPLATE, display_name = "lazaret checkpoint")]
     Checkpoint(Box<Checkpoint>),
     /// Create a container
-    #[command(after_help = help::CREATE, help_template = VERB)]
+    #[command(after_help = help::CREATE, help_template = TEMPLATE, display_name = "lazaret create")]
     Create(Create),
     /// Delete any resources held by the container
-    #[command(after_help = help::DELETE, help_template = VERB)]
+    #[command(after_help = help::DELETE, help_template = TEMPLATE, display_name = "lazaret delete")]
     Delete(Delete),
     /// Display container events such as OOM notifications, cpu, memory, and IO usage statistics
-    #[command(after_help = help::EVENTS, help_template = VERB)]
+    #[command(after_help = help::EVENTS, help_template = TEMPLATE, display_name = "lazaret events")]
     Events(Events),
     /// Execute a new process inside the container
-    #[command(after_help = help::EXEC, help_template = VERB)]
+    #[command(after_help = help::EXEC, help_template = TEMPLATE, display_name = "lazaret exec")]
     Exec(Box<Exec>),
     /// Send a signal (default: SIGTERM) to the container's init process
-    #[command(after_help = help::KILL, help_template = VERB)]
+    #[command(after_help = help::KILL, help_template = TEMPLATE, display_name = "lazaret kill")]
     Kill(Kill),
     /// List containers started with the given root
-    #[command(after_help = help::LIST, help_template = VERB)]
+    #[command(after_help = help::LIST, help_template = TEMPLATE, display_name = "lazaret list")]
     List(List),
     /// Suspend all processes inside the container
-    #[command(after_help = help::PAUSE, help_template = VERB)]
+    #[command(after_help = help::PAUSE, help_template = TEMPLATE, display_name = "lazaret pause")]
     Pause(Container),
     /// Display the processes running inside a container
-    #[command(after_help = help::PS, help_template = VERB)]
+    #[command(after_help = help::PS, help_template = TEMPLATE, display_name = "lazaret ps")]
     Ps(Ps),
     /// Restore a container from a previous checkpoint (not supported yet)
-    #[command(after_help = help::RESTORE, help_template = VERB)]
+    #[command(after_help = help::RESTORE, help_template = TEMPLATE, display_name = "lazaret restore")]
     Restore(Box<Restore>),
     /// Resume all processes that have been paused
-    #[command(after_help = help::RESUME, help_template = VERB)]
+    #[command(after_help = help::RESUME, help_template = TEMPLATE, display_name = "lazaret resume")]
     Resume(Container),
     /// Create and run a container
-    #[command(after_help = help::RUN, help_template = VERB)]
+    #[command(after_help = help::RUN, help_template = TEMPLATE, display_name = "lazaret run")]
     Run(Run),
     /// Create a new specification file
-    #[command(after_help = help::SPEC, help_template = VERB)]
+    #[command(after_help = help::SPEC, help_template = TEMPLATE, display_name = "lazaret spec")]
     Spec(Spec),
     /// Execute the user-defined process in a created container
-    #[command(after_help = help::START, help_template = VERB)]
+    #[command(after_help = help::START, help_template = TEMPLATE, display_name = "lazaret start")]
     Start(Container),
     /// Output the state of a container
-    #[command(after_help = help::STATE, help_template = VERB)]
+    #[command(after_help = help::STATE, help_template = TEMPLATE, display_name = "lazaret state")]
     State(Container),
     /// Update container resource constraints
-    #[command(after_help = help::UPDATE, help_template = VERB)]
+    #[command(after_help = help::UPDATE, help_template = TEMPLATE, display_name = "lazaret update")]
     Update(Box<Update>),
     /// Show the enabled features
-    #[command(after_help = help::FEATURES, help_template = VERB)]
+    #[command(after_help = help::FEATURES, help_template = TEMPLATE, display_name = "lazaret features")]
     Features,
     /// Say what this machine lacks to run containers
-    #[command(after_help = help::CHECK, help_template = VERB)]
+    #[command(after_help = help::CHECK, help_template = TEMPLATE, display_name = "lazaret check")]
     Check(Check),
     /// Print the version
-    #[command(after_help = help::VERSION, help_template = VERB)]
+    #[command(after_help = help::VERSION, help_template = TEMPLATE, display_name = "lazaret version")]
     Version,
 }
 
@@ -187,7 +176,7 @@ pub(crate) struct Create {
     /// Unix socket that receives a descriptor of the process that stands for the container
     #[arg(long, value_name = "SOCKET")]
     pub(crate) pidfd_socket: Option<PathBuf>,
-    /// Number of additional descriptors to pass: only 0, they cannot cross into a VM
+    /// Number of additional descriptors to pass: only 0, for they cannot be passed into a VM
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// Accepted: a guest's root file system is never on the ramdisk that this option is about
@@ -287,7 +276,7 @@ pub(crate) struct Exec {
     /// Add a capability
     #[arg(long, short, value_name = "CAP")]
     pub(crate) cap: Vec<String>,
-    /// Number of additional descriptors to pass: only 0, they cannot cross into a VM
+    /// Number of additional descriptors to pass: only 0, for they cannot be passed into a VM
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// Existing cgroup below the container's to run in

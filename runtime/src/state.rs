@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::process::ProcessId;
+use crate::{hooks::LaterHooks, process::ProcessId};
 
 mod size;
 
@@ -113,6 +113,8 @@ pub(crate) enum StateError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Phase {
+    /// Hooks run that may look at the state.
+    Creating,
     /// The process waits before exec.
     Created,
     /// The process was released.
@@ -172,6 +174,9 @@ pub(crate) struct Record {
     pub(crate) vmm: ProcessId,
     /// Exit code once stopped: the container's, or 255 if the sandbox was lost.
     pub(crate) exit_code: Option<u8>,
+    /// The hooks that are still to come.
+    #[serde(default, skip_serializing_if = "LaterHooks::is_empty")]
+    pub(crate) hooks: LaterHooks,
     /// Size of the VM; none in the record of an older version.
     pub(crate) vm: Option<VmSize>,
     /// `linux.resources` as it is now, without rules about devices.
@@ -435,7 +440,7 @@ impl StateDir {
         }
     }
 
-    /// Name of the directory's owner, or its number if it has no name.
+    /// Name of the directory's owner, or `#` and its number if it has no name.
     pub(crate) fn owner(&self) -> String {
         let Ok(stat) = rustix::fs::statat(&self.fd, "", AtFlags::EMPTY_PATH) else {
             return String::new();
@@ -448,7 +453,7 @@ impl StateDir {
             let name = fields.next()?;
             (fields.nth(1)? == uid).then(|| name.to_owned())
         });
-        name.unwrap_or(uid)
+        name.unwrap_or_else(|| format!("#{uid}"))
     }
 }
 
@@ -463,6 +468,7 @@ fn status_of(record: &Record) -> Status {
         return Status::Stopped;
     }
     match record.phase {
+        Phase::Creating => Status::Creating,
         Phase::Created => Status::Created,
         Phase::Running => Status::Running,
         Phase::Paused => Status::Paused,

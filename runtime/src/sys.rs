@@ -2,8 +2,14 @@
 //! the runtime that contains `unsafe`; each wrapper is safe to call.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
+    path::Path,
+    process::Command,
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -34,6 +40,39 @@ pub(crate) fn set_mount_attributes(
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    mount_setattr(fd, &request, recursive)
+}
+
+/// Maps the ids of the mount `fd` refers to, which must not be attached yet, as `user_namespace`
+/// does, and of all mounts below it if `recursive`.
+///
+/// # Errors
+/// As `mount_setattr(2)`; `EINVAL` when the file system does not support it.
+pub(crate) fn map_mount_ids(
+    fd: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let request = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(user_namespace.as_raw_fd()).unwrap_or(u64::MAX),
+    };
+    mount_setattr(fd, &request, recursive)
+}
+
+/// Ends this process at once: for the child of [`fork`] that is no monitor.
+pub(crate) fn end_child() -> ! {
+    // SAFETY: `_exit` has no preconditions and does not return.
+    unsafe { libc::_exit(0) }
+}
+
+fn mount_setattr(
+    fd: BorrowedFd<'_>,
+    request: &libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated static string, `request` is a live `mount_attr` whose
     // size is passed with it, and `fd` is open for the whole call because it is borrowed.
@@ -43,7 +82,7 @@ pub(crate) fn set_mount_attributes(
             fd.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const request,
+            std::ptr::from_ref(request),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -131,6 +170,44 @@ pub(crate) fn watch(
     // the `AsyncFd` owns it.
     let result = unsafe { AsyncFd::register_with_interest(fd, interest) };
     result.map_err(tokio::io::unix::AsyncFdRegisterError::into_parts)
+}
+
+/// Has the child that `command` is going to start enter `mount_namespace`, then `directory` in it,
+/// and receive all signals: ours are blocked.
+///
+/// # Errors
+/// When the directory's name holds a NUL character.
+pub(crate) fn place_child(
+    command: &mut Command,
+    mount_namespace: Option<OwnedFd>,
+    directory: Option<&Path>,
+) -> io::Result<()> {
+    let directory = directory
+        .map(|directory| CString::new(directory.as_os_str().as_bytes()))
+        .transpose()?;
+    let place = move || {
+        if let Some(namespace) = &mount_namespace {
+            // SAFETY: setns takes two integers; the descriptor is open, as it is owned.
+            let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) };
+            check(result.into())?;
+        }
+        if let Some(directory) = &directory {
+            // SAFETY: the path is a live, NUL-terminated string.
+            let result = unsafe { libc::chdir(directory.as_ptr()) };
+            check(result.into())?;
+        }
+        // SAFETY: a `sigset_t` is a struct of integers, for which zero is a valid value: it is the
+        // empty set.
+        let empty: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set outlives the call, and no old mask is asked for.
+        let result =
+            unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut()) };
+        check(result.into())
+    };
+    // SAFETY: between fork and exec the closure makes system calls on data made before, and
+    // nothing else: it takes no lock and allocates nothing, not even for the error of a call.
+    unsafe { command.pre_exec(place) };
+    Ok(())
 }
 
 /// Version of the KVM API behind `kvm`, an open `/dev/kvm` (KVM API §4.1); 12 since 2007.

@@ -110,6 +110,9 @@ fn compile(names: &[&str]) -> Result<()> {
         for name in names {
             cargo.args(["--package", name]);
         }
+        if let Some(commit) = commit() {
+            cargo.env("LAZARET_COMMIT", commit);
+        }
         process::run(
             cargo
                 .args(more)
@@ -125,6 +128,17 @@ fn compile(names: &[&str]) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The checkout's commit, which `lazaret --version` shows; none where there is no git.
+fn commit() -> Option<String> {
+    let output = Command::new("git")
+        .current_dir(workspace::root())
+        .args(["describe", "--always", "--dirty", "--abbrev=12"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_owned()).filter(|text| output.status.success() && !text.is_empty())
 }
 
 /// The cargo that started this program, in the checkout's root.

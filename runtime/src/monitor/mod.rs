@@ -19,17 +19,20 @@ use lazaret_protocol::agent::{ExitStatus, ProcessRef, Request};
 use crate::{
     agent::{Agent, AgentError},
     config::Config,
+    hooks::HookError,
     log,
     plan::Plan,
     process::ProcessId,
     seccomp::{self, SeccompError},
     share::{Share, ShareError},
+    signals,
     state::{Phase, Record, StateDir, StateError},
     terminal::{self, TerminalError},
 };
 
 mod birth;
 mod boot_log;
+mod creation;
 pub(crate) mod session;
 pub(crate) mod stdio;
 mod vm;
@@ -62,6 +65,9 @@ pub(crate) enum MonitorError {
     /// The terminal could not be made.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The state could not be written.
     #[error(transparent)]
     State(#[from] StateError),
@@ -206,10 +212,10 @@ fn create_container(
     share_slot: &mut Option<Share>,
     report: &PipeWriter,
 ) -> Result<Created, MonitorError> {
-    let since = Instant::now();
+    let mut since = Instant::now();
     log::monitor_phase("monitor forked");
+    let host_mounts = creation::host_mounts(&job.plan.host.hooks)?;
     let plan = &job.plan;
-    let id = &plan.container.id;
     bind_to_cpus(&plan.host.cpus)?;
     let share = share_slot.insert(Share::mount(job.dir.path())?);
     log::monitor_phase("share mounted");
@@ -224,7 +230,15 @@ fn create_container(
     )?;
     log::monitor_phase("VM described to the VMM");
     // All this happens while the guest boots.
-    share.attach(id, &plan.host.shares)?;
+    job.record.monitor = own_id()?;
+    job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
+    if let Some(host_mounts) = host_mounts {
+        creation::run_hooks(job, &host_mounts, report)?;
+        // They may have taken longer than a guest may.
+        since = Instant::now();
+    }
+    let plan = &job.plan;
+    share.attach(&plan.container.id, &plan.host.shares)?;
     log::monitor_phase("files shared");
     let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;
@@ -233,11 +247,9 @@ fn create_container(
         _ => HostStreams::Inherited,
     };
     job.plan.container.seccomp = seccomp;
-    job.record.monitor = own_id()?;
-    job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
     vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;
     let agent = Agent::new(job.dir);
-    let made = create_in_guest(job, agent, share, streams);
+    let made = create_in_guest(job, agent, share, streams, report);
     // A call that broke off because the guest did is best explained by the guest's end.
     let session = made.map_err(|error| explain(error, &mut vm))?;
     job.dir.write(&job.record)?;
@@ -251,6 +263,7 @@ fn create_in_guest(
     agent: Agent,
     share: &mut Share,
     streams: HostStreams,
+    report: &PipeWriter,
 ) -> Result<Session, MonitorError> {
     let container = &job.plan.container;
     agent.call(&Request::CreateContainer(Box::new(container.clone())))?;
@@ -264,9 +277,16 @@ fn create_in_guest(
     release_standard_streams(container.process.terminal.is_some() && job.console.is_some())?;
     log::monitor_phase("streams attached");
     if job.start {
-        agent.done(&Request::StartContainer {
+        let request = Request::StartContainer {
             container: container.id.clone(),
-        })?;
+        };
+        if container.start_hooks.hooks.is_empty() {
+            agent.done(&request)?;
+        } else {
+            let interrupts = signals::open_interrupts().map_err(host_error("receive signals"))?;
+            let call = agent.begin(&request)?;
+            call.finish_late(&[report.as_fd(), interrupts.as_fd()])?;
+        }
         job.record.phase = Phase::Running;
         log::monitor_phase("process started");
     }

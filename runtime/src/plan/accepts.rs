@@ -59,6 +59,7 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         "process": { "user": { "uid": 0, "gid": 0 }, "args": ["true"], "cwd": "/" },
         "linux": { "namespaces": [
             { "type": "pid" }, { "type": "ipc" }, { "type": "mount" }, { "type": "network" },
+            { "type": "uts" },
         ] },
     });
     for (pointer, value) in fields {

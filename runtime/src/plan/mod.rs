@@ -19,6 +19,8 @@ mod accepts;
 mod annotations;
 mod devices;
 mod domain;
+mod hooks;
+mod kernel_parameters;
 mod mounts;
 mod options;
 mod process;
@@ -31,6 +33,7 @@ mod vm;
 
 pub(crate) use accepts::{Verdict, mount_options, verdict};
 pub(crate) use annotations::{ANNOTATION_PREFIX, ANNOTATIONS};
+pub(crate) use hooks::HostHooks;
 pub(crate) use process::{capabilities, capability, inherit, process};
 pub(crate) use update::limits;
 pub(crate) use vm::{FD_COUNT, FdIndex};
@@ -74,6 +77,8 @@ pub(crate) struct HostWork {
     pub(crate) console: Option<PathBuf>,
     /// CPUs the VM may run on (`linux.resources.cpu.cpus`); empty for all.
     pub(crate) cpus: Vec<usize>,
+    /// Programs to run on the way.
+    pub(crate) hooks: HostHooks,
 }
 
 /// A host path that appears in the share as a mount of its own.
@@ -93,6 +98,24 @@ pub(crate) struct Share {
     pub(crate) readonly_recursive: bool,
     /// `MS_*` propagation of the clone.
     pub(crate) propagation: u64,
+    /// How the ids of its files are shown, if otherwise than they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id_map: Option<IdMap>,
+    /// Options of an overlay that is mounted there instead of the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overlay: Option<String>,
+}
+
+/// How an id-mapped mount shows ids (`mount_setattr(2)`): those on the left are stored in the
+/// file system, those on the right are seen.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct IdMap {
+    /// Of users.
+    pub(crate) uids: Vec<IdMapping>,
+    /// Of groups.
+    pub(crate) gids: Vec<IdMapping>,
+    /// Whether the mounts below are mapped, too.
+    pub(crate) recursive: bool,
 }
 
 /// Why a bundle cannot become a container.
@@ -161,6 +184,7 @@ pub(crate) fn plan(
     let resources = resources::resources(linux, circumstances, &mut warnings)?;
     let (root, root_share) = root(bundle, linux, circumstances.id)?;
     let mounts = mounts::mounts(bundle, circumstances.id, &mut warnings)?;
+    let (hooks, start_hooks) = hooks::hooks(bundle, circumstances.id)?;
     let mut shares = vec![root_share];
     shares.extend(mounts.shares);
 
@@ -170,8 +194,8 @@ pub(crate) fn plan(
     let container = CreateContainer {
         id: circumstances.id.to_owned(),
         root,
-        hostname: spec.hostname().clone().unwrap_or_default(),
-        domainname: spec.domainname().clone().unwrap_or_default(),
+        hostname: host_name("hostname", spec.hostname(), linux)?,
+        domainname: host_name("domainname", spec.domainname(), linux)?,
         time_offsets: domain::time_offsets(linux, &namespaces)?,
         namespaces,
         uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
@@ -180,8 +204,9 @@ pub(crate) fn plan(
         devices: devices::nodes(linux)?,
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
-        sysctl: sysctl(linux),
+        sysctl: kernel_parameters::kernel_parameters(linux)?,
         cgroup: resources.cgroup,
+        start_hooks,
         seccomp: None,
         personality: domain::personality(linux, &mut warnings),
         process,
@@ -199,6 +224,7 @@ pub(crate) fn plan(
             shares,
             console,
             cpus: resources.host_cpus,
+            hooks,
         },
         warnings,
     })
@@ -218,6 +244,29 @@ fn check_version(spec: &Spec) -> Result<(), PlanError> {
             format!("version {version:?} is"),
         ))
     }
+}
+
+/// The value of `hostname` or `domainname`, which without a UTS namespace would be the guest's.
+fn host_name(
+    field: &str,
+    name: &Option<String>,
+    linux: Option<&Linux>,
+) -> Result<String, PlanError> {
+    match name.as_deref() {
+        None | Some("") => Ok(String::new()),
+        Some(name) if lists(linux, LinuxNamespaceType::Uts) => Ok(name.to_owned()),
+        Some(_) => Err(PlanError::invalid(
+            field,
+            format!("unable to set {field} without a private UTS namespace"),
+        )),
+    }
+}
+
+/// Whether the container has a namespace of this kind, new or joined.
+fn lists(linux: Option<&Linux>, kind: LinuxNamespaceType) -> bool {
+    let listed = linux.and_then(|linux| linux.namespaces().as_deref());
+    let mut listed = listed.unwrap_or_default().iter();
+    listed.any(|namespace| namespace.typ() == kind)
 }
 
 fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share), PlanError> {
@@ -248,6 +297,8 @@ fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share
         readonly,
         readonly_recursive: false,
         propagation: libc::MS_PRIVATE,
+        id_map: None,
+        overlay: None,
     };
     let root = Root {
         share_path,
@@ -346,8 +397,9 @@ fn namespace_kind(kind: LinuxNamespaceType) -> NamespaceKind {
 }
 
 fn id_mappings(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdMapping> {
-    let mappings = mappings.map(Vec::as_slice).unwrap_or_default();
     mappings
+        .map(Vec::as_slice)
+        .unwrap_or_default()
         .iter()
         .map(|mapping| IdMapping {
             container_id: mapping.container_id(),
@@ -372,17 +424,6 @@ fn absolute_paths(
             "must be an absolute path",
         )),
     }
-}
-
-fn sysctl(linux: Option<&Linux>) -> Vec<(String, String)> {
-    let mut sysctl: Vec<_> = linux
-        .and_then(|linux| linux.sysctl().as_ref())
-        .into_iter()
-        .flatten()
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    sysctl.sort_unstable();
-    sysctl
 }
 
 #[cfg(test)]

@@ -8,7 +8,9 @@ use lazaret_protocol::{
     container::{Process, User},
 };
 
-use super::{VerbError, launch, open, option_error, pidfd_socket::PidfdSocket, write_pid_file};
+use super::{
+    VerbError, launch, open, option_error, pidfd_socket::PidfdSocket, preserve_fds, write_pid_file,
+};
 use crate::{
     bundle::{self, Bundle},
     cli::{Exec, Global},
@@ -22,6 +24,8 @@ use crate::{
 /// # Errors
 /// [`VerbError`].
 pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
+    // Before this process opens anything under such a number.
+    preserve_fds::check(options.preserve_fds)?;
     let dir = open(global, &options.container_id)?;
     check(&dir, options)?;
     let place = Place {
@@ -62,12 +66,6 @@ fn check(dir: &StateDir, options: &Exec) -> Result<(), VerbError> {
     };
     if let Some(reason) = refused {
         return Err(VerbError::WrongStatus(reason.to_owned()));
-    }
-    if options.preserve_fds != 0 {
-        return Err(option_error(
-            "--preserve-fds",
-            "descriptors cannot be passed into a VM",
-        ));
     }
     Ok(())
 }
@@ -164,7 +162,9 @@ fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
         plan::process(&spec, "process", circumstances, &mut warnings)?
     } else {
         if options.command.is_empty() {
-            return Err(option_error("exec", "the command must not be empty"));
+            return Err(VerbError::WrongStatus(
+                "process args cannot be empty".to_owned(),
+            ));
         }
         let mut spec = containers_own(dir)?.unwrap_or_default();
         spec.set_args(Some(options.command.clone()));

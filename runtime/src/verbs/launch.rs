@@ -4,11 +4,14 @@ use std::{os::unix::net::UnixStream, path::Path};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
-use super::{VerbError, option_error, pidfd_socket::PidfdSocket, store, write_pid_file};
+use super::{
+    VerbError, hooks, option_error, pidfd_socket::PidfdSocket, preserve_fds, store, write_pid_file,
+};
 use crate::{
     bundle::Bundle,
     cli::{Create, Global},
     config::Config,
+    hooks::LaterHooks,
     log,
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
@@ -56,13 +59,15 @@ pub(super) fn prepare(
     detached: bool,
 ) -> Result<Prepared, VerbError> {
     let id = ContainerId::new(&options.container_id)?;
-    if options.preserve_fds != 0 {
-        return Err(option_error(
-            "--preserve-fds",
-            "descriptors cannot be passed into a VM",
+    if !rustix::process::geteuid().is_root() {
+        return Err(VerbError::WrongStatus(
+            "rootless containers are not supported: lazaret needs root, for the mounts it gives \
+             its virtual machines"
+                .to_owned(),
         ));
     }
-    check_activation(
+    preserve_fds::check(options.preserve_fds)?;
+    preserve_fds::check_activation(
         |name| std::env::var(name).ok(),
         rustix::process::getpid().as_raw_nonzero().get(),
     )?;
@@ -98,6 +103,11 @@ pub(super) fn prepare(
         monitor: nobody,
         vmm: nobody,
         exit_code: None,
+        hooks: LaterHooks {
+            start_container: !plan.container.start_hooks.hooks.is_empty(),
+            poststart: plan.host.hooks.poststart.clone(),
+            poststop: plan.host.hooks.poststop.clone(),
+        },
         vm: Some(VmSize {
             memory_mib: plan.vm.memory_mib,
             vcpus: plan.vm.vcpus,
@@ -114,23 +124,6 @@ pub(super) fn prepare(
         console,
         pidfd_socket,
     })
-}
-
-/// Refuses listening sockets that a service manager left to this very process for the container
-/// (`sd_listen_fds(3)`), as runc would pass them on; those for another process are none of ours.
-fn check_activation(variable: impl Fn(&str) -> Option<String>, pid: i32) -> Result<(), VerbError> {
-    let number = |name: &str| variable(name).and_then(|text| text.parse::<i32>().ok());
-    match number("LISTEN_FDS") {
-        Some(count @ 1..) if number("LISTEN_PID") == Some(pid) => Err(option_error(
-            "LISTEN_FDS",
-            format!(
-                "{count} listening socket{} cannot be passed into a VM, whose network is not this \
-                 host's",
-                if count == 1 { "" } else { "s" }
-            ),
-        )),
-        _ => Ok(()),
-    }
 }
 
 /// What `update` starts from.
@@ -161,7 +154,8 @@ impl Prepared {
         let dir = store(global).create(&self.id)?;
         log::phase("state directory made");
         let warnings = self.plan.warnings.clone();
-        let pid = monitor::create(ContainerJob {
+        let hooked = (!self.record.hooks.is_empty()).then(|| self.record.clone());
+        let made = monitor::create(ContainerJob {
             dir: &dir,
             plan: self.plan,
             config: &self.config,
@@ -169,7 +163,11 @@ impl Prepared {
             console: self.console,
             start: how != Launch::Created,
             foreground: how == Launch::InForeground,
-        })?;
+        });
+        if let (Err(_), Some(record)) = (&made, &hooked) {
+            hooks::poststop(&dir, record, &record.hooks.poststop);
+        }
+        let pid = made?;
         // Not before it worked: a failure is explained by its error alone.
         for warning in warnings {
             tracing::warn!(id = self.id.as_str(), "{warning}");
@@ -180,6 +178,14 @@ impl Prepared {
         };
         let told = told.and_then(|()| pid_file.map_or(Ok(()), |path| write_pid_file(path, pid)));
         if let Err(error) = told {
+            super::delete::take_down(&dir)?;
+            return Err(error);
+        }
+        if how != Launch::Created
+            && hooked.is_some()
+            && let Some(record) = dir.read()?
+            && let Err(error) = hooks::poststart(&dir, &record)
+        {
             super::delete::take_down(&dir)?;
             return Err(error);
         }
@@ -224,38 +230,5 @@ pub(super) fn check_terminal(
         ))
     } else {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn activation(variables: &[(&str, &str)], pid: i32) -> Result<(), String> {
-        let variable = |name: &str| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|&(_, value)| value.to_owned())
-        };
-        check_activation(variable, pid).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn only_sockets_for_this_process_are_refused() {
-        for ours in [
-            &[][..],
-            &[("LISTEN_FDS", "1")],
-            &[("LISTEN_FDS", "1"), ("LISTEN_PID", "6")],
-            &[("LISTEN_FDS", "0"), ("LISTEN_PID", "5")],
-            &[("LISTEN_FDS", "x"), ("LISTEN_PID", "5")],
-            &[("LISTEN_PID", "5")],
-        ] {
-            assert_eq!(activation(ours, 5), Ok(()), "{ours:?}");
-        }
-        let error = activation(&[("LISTEN_FDS", "2"), ("LISTEN_PID", "5")], 5).unwrap_err();
-        assert_eq!(
-            error,
-            "LISTEN_FDS: 2 listening sockets cannot be passed into a VM, whose network is not \
-             this host's"
-        );
     }
 }

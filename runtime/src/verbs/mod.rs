@@ -10,6 +10,7 @@ use crate::{
     bundle::BundleError,
     cli::{Cli, Global, Verb},
     config::ConfigError,
+    hooks::HookError,
     monitor::{self, MonitorError, session::SessionError},
     plan::PlanError,
     state::{ContainerId, StateDir, StateError, Status, Store},
@@ -23,11 +24,13 @@ mod events;
 mod exec;
 mod features;
 mod foreground;
+mod hooks;
 mod kill;
 mod launch;
 mod list;
 mod pause;
 mod pidfd_socket;
+mod preserve_fds;
 mod ps;
 mod run;
 mod spec;
@@ -63,6 +66,9 @@ pub(crate) enum VerbError {
     /// There is no terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The container is in the wrong state.
     #[error("{0}")]
     WrongStatus(String),

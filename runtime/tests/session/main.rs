@@ -8,6 +8,7 @@ mod boot;
 mod exec;
 mod fake;
 mod harness;
+mod hooks;
 mod lifecycle;
 mod limits;
 mod loss;

@@ -63,9 +63,41 @@ fn what_is_not_supported_says_so() {
     ] {
         assert_eq!(place.fails(1, &[option, "list"]), message);
     }
+}
+
+#[test]
+fn a_descriptor_that_cannot_come_along_is_named() {
+    let place = Place::new();
+    let call = |redirection: &str| {
+        let mut shell = std::process::Command::new("bash");
+        let command = place.command(&["create", "--preserve-fds", "2", "c"]);
+        shell
+            .arg("-c")
+            .arg(format!("exec \"$0\" \"$@\" {redirection}"))
+            .arg(command.get_program())
+            .args(command.get_args())
+            .current_dir(command.get_current_dir().unwrap());
+        let output = shell.output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        crate::harness::message(&String::from_utf8(output.stderr).unwrap())
+    };
+    for (redirection, what) in [
+        ("3</", "a directory"),
+        ("3</dev/null", "a character device"),
+        ("3</etc/passwd", "a file"),
+        ("3< <(true)", "a pipe"),
+    ] {
+        assert_eq!(
+            call(redirection),
+            format!(
+                "--preserve-fds: descriptor 3, {what}, cannot be passed into a VM: it belongs to \
+                 this host's kernel"
+            )
+        );
+    }
     assert_eq!(
-        place.fails(1, &["create", "--preserve-fds", "2", "c"]),
-        "--preserve-fds: descriptors cannot be passed into a VM"
+        call("3<&-"),
+        "unable to stat preserved-fd 0 (of 2): stat /proc/self/fd/3: no such file or directory"
     );
 }
 
@@ -80,6 +112,21 @@ fn options_that_ask_for_nothing_are_taken() {
     ] {
         place.ok(&[option, "list"]);
     }
+}
+
+#[test]
+fn a_user_who_is_not_root_is_told_so() {
+    use std::os::unix::process::CommandExt as _;
+
+    let place = Place::new();
+    let mut command = place.command(&["run", "c"]);
+    let output = command.uid(65_534).current_dir("/").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        crate::harness::message(&String::from_utf8(output.stderr).unwrap()),
+        "rootless containers are not supported: lazaret needs root, for the mounts it gives its \
+         virtual machines"
+    );
 }
 
 #[test]

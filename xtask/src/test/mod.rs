@@ -98,7 +98,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// The suite of `tests/e2e`, with real VMs.
 fn end_to_end(options: &Options) -> Result<()> {
     let products = products::build(&["lazaret-e2e"])?;
-    packages::ensure(&["runc"], "the runtime that proves the end-to-end cases")?;
+    packages::ensure(
+        &["runc", "crun"],
+        "the runtimes that prove the end-to-end cases",
+    )?;
     packages::ensure(
         &["mmdebstrap", "e2fsprogs"],
         "to make the userland of the end-to-end cases",

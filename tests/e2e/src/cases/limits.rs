@@ -31,10 +31,13 @@ const CASES: &[Case] = &[
     case!(limits_change),
     case!(limits_come_from_standard_input),
     case!(quota_and_period_are_kept_apart).only(EVENTS, "crun wants both"),
-    case!(a_limit_that_is_refused_changes_nothing).only(
-        LAZARET,
-        "the reference runtimes write some files before they fail",
-    ),
+    case!(a_limit_that_is_refused_changes_nothing)
+        .only(
+            LAZARET,
+            "the reference runtimes write some files before they fail",
+        )
+        .covers(&["runtime#errors-1"])
+        .right("lazaret: an error leaves everything as it was"),
     case!(a_limit_beyond_the_machine_is_warned_of).only(LAZARET, super::vm::REASON),
     case!(limits_of_a_stopped_container),
 ];

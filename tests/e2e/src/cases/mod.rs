@@ -7,8 +7,14 @@ mod devices;
 mod errors;
 mod exec;
 mod exit;
+mod features;
+mod hooks;
+mod kernel_parameters;
 mod lifecycle;
 mod limits;
+mod linux;
+mod mount_flags;
+mod mount_options;
 mod mounts;
 mod process;
 mod pty;
@@ -18,6 +24,7 @@ mod scheduling;
 mod seccomp;
 mod shell;
 mod signals;
+mod specification;
 mod stdio;
 mod verbs;
 mod vm;
@@ -26,6 +33,7 @@ use crate::case::{Case, Probe, Topic};
 
 const TOPICS: &[&Topic] = &[
     &exit::TOPIC,
+    &hooks::TOPIC,
     &signals::TOPIC,
     &stdio::TOPIC,
     &pty::TOPIC,
@@ -34,11 +42,17 @@ const TOPICS: &[&Topic] = &[
     &limits::TOPIC,
     &verbs::TOPIC,
     &process::TOPIC,
+    &kernel_parameters::TOPIC,
+    &mount_options::TOPIC,
     &scheduling::TOPIC,
     &seccomp::TOPIC,
     &mounts::TOPIC,
+    &mount_flags::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
+    &specification::TOPIC,
+    &linux::TOPIC,
+    &features::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
     &crash::TOPIC,

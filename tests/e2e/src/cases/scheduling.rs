@@ -25,9 +25,15 @@ const CASES: &[Case] = &[
     case!(policies).only(LAZARET, NEW),
     case!(io_priority).only(LAZARET, NEW),
     case!(exec_inherits_the_policy).only(LAZARET, NEW),
-    case!(exec_runs_on_some_cpus).only(LAZARET, NEW),
+    case!(exec_runs_on_some_cpus)
+        .only(LAZARET, NEW)
+        .covers(&["config#linux-process-7"])
+        .right("lazaret: the field is newer than the others"),
     case!(personality).only(LAZARET, NEW),
-    case!(clocks).only(LAZARET, NEW),
+    case!(clocks)
+        .only(LAZARET, NEW)
+        .covers(&["config-linux#namespaces-2"])
+        .right("lazaret: time is one of the namespaces"),
     case!(a_clock_cannot_go_below_zero).only(LAZARET, NEW),
     case!(memory_policy_is_warned_of).only(LAZARET, NEW),
 ];

@@ -45,10 +45,13 @@ const CASES: &[Case] = &[
     case!(leaves_the_capabilities_alone),
     case!(in_a_user_namespace),
     case!(listener_is_refused).only(&[Kind::Lazaret], "the others can hand calls to a listener"),
-    case!(wrong_profiles_are_refused).only(
-        &[Kind::Lazaret],
-        "the others take some of them, and name none of the fields",
-    ),
+    case!(wrong_profiles_are_refused)
+        .only(
+            &[Kind::Lazaret],
+            "the others take some of them, and name none of the fields",
+        )
+        .covers(&["config-linux#seccomp-11", "config#valid-values-1"])
+        .right("lazaret: a value that is not valid is an error"),
 ];
 
 const REFERENCE: &[Kind] = &[Kind::Runc, Kind::Lazaret];
@@ -158,30 +161,30 @@ fn killing_a_thread_or_the_process(test: &Test) -> Result<()> {
     Ok(())
 }
 
-/// Operator, value, second value, and whether arguments match.
-type OperatorCase<'a> = (&'a str, u64, u64, &'a [(u64, bool)]);
+/// An operator, the values it gets, and values it is tried on with what comes of it.
+type Comparison = (&'static str, u64, u64, &'static [(u64, bool)]);
 
-/// One container, one exec for each argument.
+/// One container for each profile, one exec for each value.
 fn operators(test: &Test) -> Result<()> {
-    let large: u64 = 0x1_0000_0005;
-    let cases: &[OperatorCase] = &[
-        ("SCMP_CMP_EQ", large, 0, &[(large, true), (5, false)]),
-        ("SCMP_CMP_NE", 5, 0, &[(5, false), (large, true)]),
+    const LARGE: u64 = 0x1_0000_0005;
+    let cases: &[Comparison] = &[
+        ("SCMP_CMP_EQ", LARGE, 0, &[(LARGE, true), (5, false)]),
+        ("SCMP_CMP_NE", 5, 0, &[(5, false), (LARGE, true)]),
         (
             "SCMP_CMP_LT",
-            large,
+            LARGE,
             0,
-            &[(large, false), (large - 1, true)],
+            &[(LARGE, false), (LARGE - 1, true)],
         ),
-        ("SCMP_CMP_LE", 5, 0, &[(5, true), (large, false)]),
-        ("SCMP_CMP_GT", 5, 0, &[(5, false), (large, true)]),
+        ("SCMP_CMP_LE", 5, 0, &[(5, true), (LARGE, false)]),
+        ("SCMP_CMP_GT", 5, 0, &[(5, false), (LARGE, true)]),
         (
             "SCMP_CMP_GE",
-            large,
+            LARGE,
             0,
-            &[(large, true), (large - 1, false)],
+            &[(LARGE, true), (LARGE - 1, false)],
         ),
-        ("SCMP_CMP_MASKED_EQ", 0xf, 5, &[(large, true), (6, false)]),
+        ("SCMP_CMP_MASKED_EQ", 0xf, 5, &[(LARGE, true), (6, false)]),
     ];
     let mut rules = Vec::new();
     for (index, (operator, value, value_two, _)) in cases.iter().enumerate() {
