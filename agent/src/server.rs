@@ -138,7 +138,7 @@ impl Agent {
             Request::Hello { version } => hello(version),
             Request::CreateContainer(wanted) => self.create(*wanted).await,
             Request::StartContainer { container } => {
-                self.container(&container)?.start().await?;
+                self.container(&container)?.start(self.host()).await?;
                 Ok(Answer::Done)
             }
             Request::Exec {

@@ -7,7 +7,6 @@ use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Pro
 use rustix::io::Errno;
 
 use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
-use crate::bpf_compiler::Interpreted;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
 use crate::errno::Os;
@@ -48,8 +47,7 @@ impl Container {
             personality: wanted.personality,
         };
         let parent = &host.environment.cgroup_parent;
-        let interpreted = host.environment.bpf_compiler.as_deref();
-        let interpreted = interpreted.map(Interpreted::begin);
+        let interpreted = host.interpreted(true);
         let cgroup = Cgroup::create(parent, &wanted.id, &wanted.cgroup)?;
         drop(interpreted);
         let built = Self::build(host, wanted, &namespaces, &cgroup).await;
@@ -132,6 +130,7 @@ impl Container {
         let id = wanted.id.clone();
         let limits = wanted.process.rlimits.clone();
         let score = wanted.process.oom_score_adj;
+        let _interpreted = host.interpreted(wanted.seccomp.is_some());
         let instructions = Instructions::Container(Box::new(ContainerInstructions {
             container: wanted,
             share: environment.share.display().to_string(),
@@ -212,6 +211,7 @@ impl Container {
         }?;
         let limits = wanted.rlimits.clone();
         let score = wanted.oom_score_adj;
+        let _interpreted = host.interpreted(self.rules.seccomp.is_some());
         let instructions = Instructions::Exec(Box::new(ExecInstructions {
             process: wanted,
             init: number,
