@@ -3,6 +3,7 @@
 mod cleanup;
 mod crash;
 mod devices;
+mod differential;
 mod errors;
 mod exec;
 mod exit;
@@ -35,6 +36,7 @@ const TOPICS: &[&Topic] = &[
     &crash::TOPIC,
     &scale::TOPIC,
     &rootfs::TOPIC,
+    &differential::TOPIC,
 ];
 
 /// Every case with its full name.
