@@ -56,6 +56,22 @@ pub fn limit_bounding(wanted: &Capabilities) -> Result<(), CapabilityError> {
     Ok(())
 }
 
+/// Makes the wanted capabilities effective, and `CAP_SYS_ADMIN` with them; [`apply`] comes later.
+/// To be called as the final user.
+///
+/// # Errors
+/// [`CapabilityError::Sets`].
+pub fn hold_admin(wanted: &Capabilities) -> Result<(), CapabilityError> {
+    let sets = |errno| CapabilityError::Sets(Os(errno));
+    let available = capabilities(None).map_err(sets)?;
+    let effective = CapabilitySet::from_bits_retain(wanted.effective & wanted.permitted);
+    let held = CapabilitySets {
+        effective: (effective | CapabilitySet::SYS_ADMIN) & available.permitted,
+        ..available
+    };
+    set_capabilities(None, held).map_err(sets)
+}
+
 /// Sets the other four sets; to be called as the final user. Capabilities this process does not
 /// have itself are left out, as runc does.
 ///

@@ -20,6 +20,8 @@ use crate::device_filter::{self, TooManyRules};
 use crate::errno::Os;
 use crate::sys;
 
+mod live;
+
 /// Directories within a container's cgroup that are removed and searched for processes: the
 /// default of `cgroup.max.depth` is unlimited, but a path of the kernel's maximum length holds no
 /// more than this many sensible names.
@@ -60,6 +62,12 @@ pub enum CgroupError {
     /// A file name that is a path.
     #[error("cgroup file {0:?} is not a plain name")]
     Name(String),
+    /// More files than one answer has room for.
+    #[error("{0} files of a cgroup are too many for one call")]
+    TooMany(usize),
+    /// A cgroup that is not below the container's.
+    #[error("{0} is not a sub cgroup path")]
+    NotBelow(String),
     /// The device rules.
     #[error(transparent)]
     Rules(#[from] TooManyRules),

@@ -9,7 +9,7 @@
 use std::os::fd::RawFd;
 
 use lazaret_protocol::agent::Failure;
-use lazaret_protocol::container::{CreateContainer, NamespaceKind, Process};
+use lazaret_protocol::container::{CreateContainer, NamespaceKind, Process, Seccomp};
 use serde::{Deserialize, Serialize};
 
 /// First argument that makes this binary the child.
@@ -60,6 +60,17 @@ pub struct ExecInstructions {
     pub namespaces: u32,
     /// Whether the container has a user namespace of its own.
     pub user_namespace: bool,
+    /// What holds for every process of the container.
+    pub rules: Rules,
+}
+
+/// What holds for every process of a container, whoever starts it.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub struct Rules {
+    /// Filter of its system calls.
+    pub seccomp: Option<Seccomp>,
+    /// Execution domain (`personality(2)`).
+    pub personality: Option<u32>,
 }
 
 /// How far the child came.

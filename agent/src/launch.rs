@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use lazaret_protocol::container::{IdMapping, NamespaceKind, Stdio};
+use lazaret_protocol::container::{IdMapping, NamespaceKind, Stdio, TimeOffset};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -61,6 +61,8 @@ pub struct Plan<'a> {
     pub cgroup: BorrowedFd<'a>,
     /// An existing pid namespace to be born in, as a namespace or as a pidfd of a member.
     pub pid_namespace: Option<BorrowedFd<'a>>,
+    /// Offsets of the clocks of the time namespace it gets, if it gets a new one.
+    pub time_offsets: Option<&'a [TimeOffset]>,
     /// Standard streams; with a terminal all three are null at first.
     pub stdio: [Stdio; 3],
     /// Descriptors it inherits under the same numbers, all above [`CHANNEL`].
@@ -128,6 +130,7 @@ pub fn launch(plan: &Plan<'_>) -> Result<Launched, LaunchError> {
         environment: StringArray::new(Vec::new()),
         descriptors: theirs.each_ref().map(AsRawFd::as_raw_fd),
         inherited: plan.inherited.iter().map(AsRawFd::as_raw_fd).collect(),
+        clocks: plan.time_offsets.map(offset_lines),
         gate: gate_read.as_ref().map(AsRawFd::as_raw_fd),
     };
     let child = bear(plan, &start)?;
@@ -207,6 +210,9 @@ fn bear(plan: &Plan<'_>, start: &ChildStart<'_>) -> Result<Child, LaunchError> {
 /// Exit code of a child that failed before it could report anything.
 const EXIT_CODE: i32 = 120;
 
+/// Exit code of a child whose clocks could not be set.
+pub const EXIT_CODE_CLOCKS: u8 = 121;
+
 /// Everything the child needs between fork and exec, where it may not allocate.
 struct ChildStart<'a> {
     executable: &'a CStr,
@@ -215,11 +221,18 @@ struct ChildStart<'a> {
     /// What becomes descriptors 0 to [`CHANNEL`]; all have higher numbers now.
     descriptors: [RawFd; CHANNEL as usize + 1],
     inherited: Vec<RawFd>,
+    /// Lines for `timens_offsets` of a new time namespace.
+    clocks: Option<String>,
     gate: Option<RawFd>,
 }
 
 impl ChildStart<'_> {
     fn run(&self) -> ! {
+        if let Some(lines) = &self.clocks {
+            // Before the gate: what lies behind it closes this process's own files in /proc.
+            sys::attributes::enter_new_time_namespace(lines.as_bytes())
+                .unwrap_or_else(|_| sys::exit_now(EXIT_CODE_CLOCKS.into()));
+        }
         if let Some(gate) = self.gate {
             sys::pass_gate_as_root(gate).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
         }
@@ -232,6 +245,19 @@ impl ChildStart<'_> {
         sys::execve(self.executable, &self.arguments, &self.environment);
         sys::exit_now(EXIT_CODE)
     }
+}
+
+/// The text of `timens_offsets` (`time_namespaces(7)`).
+fn offset_lines(offsets: &[TimeOffset]) -> String {
+    let line = |offset: &TimeOffset| {
+        let TimeOffset {
+            clock,
+            seconds,
+            nanoseconds,
+        } = offset;
+        format!("{clock} {seconds} {nanoseconds}\n")
+    };
+    offsets.iter().map(line).collect()
 }
 
 fn write_mappings(pid: u32, mappings: Mappings<'_>) -> Result<(), LaunchError> {

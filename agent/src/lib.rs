@@ -7,6 +7,7 @@
 //!
 //! The agent must not know OCI's `config.json`, images, or anything of the host.
 
+pub mod attributes;
 pub mod bpf_compiler;
 pub mod capabilities;
 pub mod cgroup;
@@ -22,8 +23,10 @@ pub mod loopback;
 pub mod mounts;
 pub mod namespaces;
 pub mod process;
+pub mod process_list;
 pub mod reaper;
 pub mod rootfs;
+pub mod seccomp;
 pub mod server;
 pub mod stdio;
 pub mod sys;

@@ -114,11 +114,12 @@ impl Namespaces {
     }
 
     /// `CLONE_NEW*` of what the child is born into. The cgroup namespace is not among them: its
-    /// root is where its maker is, so the child makes it once it is in the container's cgroup.
+    /// root is where its maker is, so the child makes it once it is in the container's cgroup. Nor
+    /// is the time namespace, whose clocks are set before anything lives in it.
     pub fn clone_flags(&self) -> u64 {
         self.new
             .iter()
-            .filter(|kind| **kind != NamespaceKind::Cgroup)
+            .filter(|kind| !matches!(kind, NamespaceKind::Cgroup | NamespaceKind::Time))
             .fold(0, |flags, kind| flags | u64::from(flag(*kind).bits()))
     }
 

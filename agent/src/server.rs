@@ -20,11 +20,11 @@ use tokio::io::Interest;
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::connection::Connection;
-use crate::container::{Container, ContainerError, Environment, Host};
+use crate::container::{Container, ContainerError, Environment, Host, Place};
 use crate::guest::Share;
 use crate::process::{End, Process};
 use crate::reaper::Reaper;
-use crate::{stdio, sys};
+use crate::{process_list, stdio, sys};
 
 /// Signals the kernel knows.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
@@ -115,6 +115,10 @@ impl Agent {
                 reply = self.wait(&process) => (reply, Next::Close),
                 () = connection.closed() => return,
             },
+            Request::WatchOom { container, seen } => tokio::select! {
+                reply = self.watch_oom(&container, seen) => (reply, Next::Close),
+                () = connection.closed() => return,
+            },
             Request::Stream { process, stream } => match self.stream(&process, stream) {
                 Ok(next) => (Ok(Answer::Done), next),
                 Err(failure) => (Err(failure), Next::Close),
@@ -137,12 +141,21 @@ impl Agent {
                 self.container(&container)?.start().await?;
                 Ok(Answer::Done)
             }
-            Request::Exec { process, spec } => {
+            Request::Exec {
+                process,
+                spec,
+                cgroup,
+                ignore_paused,
+            } => {
                 let container = self.container(&process.container)?;
                 let Some(name) = &process.exec else {
                     return Err(invalid("an exec needs a name".to_owned()));
                 };
-                let process = container.exec(self.host(), name, *spec).await?;
+                let place = Place {
+                    cgroup: &cgroup,
+                    ignore_paused,
+                };
+                let process = container.exec(self.host(), name, *spec, place).await?;
                 Ok(Answer::Process { pid: process.pid() })
             }
             Request::Signal {
@@ -158,9 +171,21 @@ impl Agent {
                     Err(error) => Err(system(&error)),
                 }
             }
-            Request::ListProcesses { container } => {
-                Ok(Answer::Processes(self.container(&container)?.processes()?))
+            Request::ListProcesses { container, after } => {
+                let pids = self.container(&container)?.cgroup().processes();
+                let pids = pids.map_err(ContainerError::from)?;
+                Ok(Answer::Processes(process_list::describe(&pids, after)))
             }
+            Request::ReadCgroup { container, files } => {
+                let contents = self.container(&container)?.cgroup().read(&files);
+                Ok(Answer::Files(contents.map_err(ContainerError::from)?))
+            }
+            Request::UpdateCgroup { container, files } => {
+                let written = self.container(&container)?.cgroup().update(&files);
+                written.map_err(ContainerError::from)?;
+                Ok(Answer::Done)
+            }
+            Request::WatchOom { container, seen } => self.watch_oom(&container, seen).await,
             Request::Pause { container } => {
                 self.container(&container)?.pause().await?;
                 Ok(Answer::Done)
@@ -237,6 +262,18 @@ impl Agent {
     async fn wait(&self, name: &ProcessRef) -> Reply {
         let container = self.container(&name.container)?;
         Ok(Answer::Exited(container.wait(name).await?))
+    }
+
+    async fn watch_oom(&self, id: &str, seen: u64) -> Reply {
+        let container = self.container(id)?;
+        tokio::select! {
+            // What the kernel killed before the end is told before the end.
+            biased;
+            kills = container.cgroup().wait_for_oom(seen) => {
+                Ok(Answer::OomKills(kills.map_err(ContainerError::from)?))
+            }
+            status = container.init().wait() => Ok(Answer::Exited(status)),
+        }
     }
 
     fn stream(&self, name: &ProcessRef, stream: StdStream) -> Result<Next, Failure> {

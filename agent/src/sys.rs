@@ -8,6 +8,8 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+pub mod attributes;
+
 /// Turns the C library's return convention into a `Result`.
 fn check(result: c_long) -> Result<c_long, Errno> {
     if result == -1 {

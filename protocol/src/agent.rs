@@ -1,9 +1,10 @@
 //! The wire between the runtime and the guest agent.
 //!
 //! One connection is one call: the host connects to [`PORT`], sends one [`Request`] and receives
-//! one [`Reply`]. Two kinds of call go on after that: `Wait` holds its connection until the
-//! process ends, and `Stream` turns the connection into the raw byte stream once the reply
-//! arrived (half-close is end of file, vsock's credit is the back-pressure).
+//! one [`Reply`]. Three kinds of call go on after that: `Wait` holds its connection until the
+//! process ends, `WatchOom` until the container runs out of memory or ends, and `Stream` turns the
+//! connection into the raw byte stream once the reply arrived (half-close is end of file, vsock's
+//! credit is the back-pressure).
 //!
 //! When the agent is ready for calls it dials [`READY_PORT`] on the host and sends [`Ready`]; the
 //! runtime grants exactly that port.
@@ -17,6 +18,12 @@ pub const PORT: u32 = 1024;
 
 /// vsock port on the host that the agent dials once, when it accepts calls.
 pub const READY_PORT: u32 = 1025;
+
+/// Most files one [`Request::ReadCgroup`] may name.
+pub const CGROUP_FILES_MAX: usize = 64;
+
+/// Longest command of a [`ProcessEntry`] in bytes; what is longer is cut off.
+pub const COMMAND_BYTES_MAX: usize = 4096;
 
 /// virtio-fs tag of the sandbox's shared directory. What the runtime shares for container `id`
 /// lies in the share's directory `id`.
@@ -86,6 +93,11 @@ pub enum Request {
         process: ProcessRef,
         /// What to run, and as whom.
         spec: Box<Process>,
+        /// Cgroup of the process: a path below the container's cgroup that exists. Empty is the
+        /// container's own.
+        cgroup: String,
+        /// Whether a paused container takes it: the process then goes on with the container.
+        ignore_paused: bool,
     },
     /// Sends a signal. Answer: [`Answer::Done`].
     Signal {
@@ -116,10 +128,38 @@ pub enum Request {
         /// New size.
         size: TerminalSize,
     },
-    /// Lists the container's processes by guest pid. Answer: [`Answer::Processes`].
+    /// Describes the container's processes, those with the lowest pids first. Answer:
+    /// [`Answer::Processes`], which is empty when there are no more; so many calls are made until
+    /// then.
     ListProcesses {
         /// Container id.
         container: String,
+        /// Pids up to this one are left out.
+        after: u32,
+    },
+    /// Reads files of the container's cgroup. Answer: [`Answer::Files`].
+    ReadCgroup {
+        /// Container id.
+        container: String,
+        /// Plain names, at most [`CGROUP_FILES_MAX`].
+        files: Vec<String>,
+    },
+    /// Writes files of the container's cgroup, in order: all of them, or none. Answer:
+    /// [`Answer::Done`].
+    UpdateCgroup {
+        /// Container id.
+        container: String,
+        /// Plain names, each with what is written to it.
+        files: Vec<(String, String)>,
+    },
+    /// Waits until the kernel has killed more than `seen` processes of the container for want of
+    /// memory. Answer: [`Answer::OomKills`], or [`Answer::Exited`] when the container's init
+    /// process has ended, as late as it takes.
+    WatchOom {
+        /// Container id.
+        container: String,
+        /// How many the caller knows of.
+        seen: u64,
     },
     /// Freezes the container's cgroup. Answer: [`Answer::Done`] once frozen.
     Pause {
@@ -160,8 +200,35 @@ pub enum Answer {
     },
     /// A process ended.
     Exited(ExitStatus),
-    /// Pids in the guest's root pid namespace, ascending.
-    Processes(Vec<u32>),
+    /// Processes, their pids ascending.
+    Processes(ProcessList),
+    /// Contents of files, in the order of the request; `None` for one that does not exist.
+    Files(Vec<Option<String>>),
+    /// How many processes of the container the kernel has killed for want of memory so far.
+    OomKills(u64),
+}
+
+/// What the guest's kernel says of processes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessList {
+    /// How long the guest has been running, in milliseconds.
+    pub uptime_ms: u64,
+    /// The processes.
+    pub processes: Vec<ProcessEntry>,
+}
+
+/// What the guest's kernel says of one process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEntry {
+    /// Pid in the guest's root pid namespace.
+    pub pid: u32,
+    /// Effective user id, as the guest's root user namespace numbers it.
+    pub uid: u32,
+    /// The line of `/proc/PID/stat` (`proc_pid_stat(5)`).
+    pub stat: String,
+    /// The arguments, blanks between them and at most [`COMMAND_BYTES_MAX`] bytes; empty if there
+    /// are none.
+    pub command: String,
 }
 
 /// How a process ended.

@@ -37,8 +37,50 @@ pub struct CreateContainer {
     pub sysctl: Vec<(String, String)>,
     /// Control group.
     pub cgroup: Cgroup,
+    /// Offsets of the clocks of its new time namespace from the guest's.
+    pub time_offsets: Vec<TimeOffset>,
+    /// Filter of the system calls of all its processes.
+    pub seccomp: Option<Seccomp>,
+    /// Execution domain of all its processes: a `PER_*` number (`personality(2)`).
+    pub personality: Option<u32>,
     /// The container's init process.
     pub process: Process,
+}
+
+/// How far a clock of a time namespace is ahead of the guest's (`time_namespaces(7)`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeOffset {
+    /// `CLOCK_MONOTONIC` or `CLOCK_BOOTTIME`.
+    pub clock: i32,
+    /// Whole seconds.
+    pub seconds: i64,
+    /// And nanoseconds, 0 to 999999999.
+    pub nanoseconds: u32,
+}
+
+/// A filter of system calls (`seccomp(2)`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Seccomp {
+    /// `SECCOMP_FILTER_FLAG_*`.
+    pub flags: u32,
+    /// The program, 1 to [`SECCOMP_INSTRUCTIONS_MAX`] instructions.
+    pub program: Vec<SockFilter>,
+}
+
+/// Most instructions the kernel takes in one filter (`BPF_MAXINSNS`).
+pub const SECCOMP_INSTRUCTIONS_MAX: usize = 4096;
+
+/// One instruction of classic BPF (`struct sock_filter`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SockFilter {
+    /// What to do.
+    pub code: u16,
+    /// Instructions to skip if a jump's condition is true.
+    pub jump_true: u8,
+    /// Instructions to skip if it is false.
+    pub jump_false: u8,
+    /// Operand.
+    pub operand: u32,
 }
 
 /// The root file system of a container.
@@ -205,14 +247,48 @@ pub struct Process {
     pub stdio: [Stdio; 3],
     /// Users and groups.
     pub user: User,
-    /// Capability sets; `None` leaves them.
-    pub capabilities: Option<Capabilities>,
+    /// Capability sets.
+    pub capabilities: Capabilities,
+    /// Scheduling policy; `None` leaves the guest's default.
+    pub scheduler: Option<Scheduler>,
+    /// I/O priority as `ioprio_set(2)` takes it: class and level in one number.
+    pub io_priority: Option<u16>,
+    /// Where a further process of a container may run.
+    pub cpu_affinity: CpuAffinity,
     /// Resource limits.
     pub rlimits: Vec<Rlimit>,
     /// `PR_SET_NO_NEW_PRIVS`.
     pub no_new_privileges: bool,
     /// `/proc/self/oom_score_adj`, -1000 to 1000.
     pub oom_score_adj: Option<i32>,
+}
+
+/// A scheduling policy, as `sched_setattr(2)` takes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Scheduler {
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// -20 to 19, for `SCHED_OTHER` and `SCHED_BATCH`.
+    pub nice: i32,
+    /// 1 to 99, for `SCHED_FIFO` and `SCHED_RR`.
+    pub priority: u32,
+    /// For `SCHED_DEADLINE`.
+    pub runtime_ns: u64,
+    /// For `SCHED_DEADLINE`.
+    pub deadline_ns: u64,
+    /// For `SCHED_DEADLINE`.
+    pub period_ns: u64,
+}
+
+/// The guest's CPUs a process may run on, by number; an empty list leaves what it has.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CpuAffinity {
+    /// While it is set up.
+    pub initial: Vec<u16>,
+    /// From its program on.
+    pub last: Vec<u16>,
 }
 
 /// What a standard stream is connected to.

@@ -119,9 +119,24 @@ impl Call {
     ///
     /// # Errors
     /// [`AgentError`].
-    pub(crate) fn finish(mut self) -> Result<(Answer, UnixStream), AgentError> {
+    pub(crate) fn finish(self) -> Result<(Answer, UnixStream), AgentError> {
+        self.finish_within(Some(CALL_TIMEOUT))
+    }
+
+    /// The same for a call whose answer comes when somebody resumes the container.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub(crate) fn finish_when_resumed(self) -> Result<(Answer, UnixStream), AgentError> {
+        self.finish_within(None)
+    }
+
+    fn finish_within(
+        mut self,
+        timeout: Option<Duration>,
+    ) -> Result<(Answer, UnixStream), AgentError> {
         self.stream
-            .set_read_timeout(Some(CALL_TIMEOUT))
+            .set_read_timeout(timeout)
             .map_err(AgentError::Handshake)?;
         self.skip_line().map_err(|error| match error.kind() {
             io::ErrorKind::WouldBlock => AgentError::Timeout,

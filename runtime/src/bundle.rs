@@ -78,7 +78,7 @@ impl Bundle {
                 path: path.to_owned(),
                 source,
             })?;
-        let (spec, warnings) = read_json(&path.join("config.json"), "/process/capabilities")?;
+        let (spec, warnings) = read_json(&path.join("config.json"), "/process")?;
         Ok(Self {
             path,
             spec,
@@ -97,34 +97,46 @@ impl Bundle {
 /// # Errors
 /// [`BundleError`].
 pub(crate) fn load_process(path: &Path) -> Result<(Process, Vec<String>), BundleError> {
-    read_json(path, "/capabilities")
+    read_json(path, "")
 }
 
-/// Reads a JSON file that has sets of capabilities at `capabilities` (a JSON pointer).
+/// Reads a JSON file that has a process at `process` (a JSON pointer).
 fn read_json<T: DeserializeOwned>(
     path: &Path,
-    capabilities: &str,
+    process: &str,
 ) -> Result<(T, Vec<String>), BundleError> {
     let text = read_bounded(path)?;
     match serde_json::from_slice(&text) {
         Ok(value) => Ok((value, Vec::new())),
-        Err(error) => read_again(path, &text, capabilities, &error),
+        Err(error) => read_again(path, &text, process, &error),
     }
 }
 
 /// Parses a text that did not parse once more, without the capabilities that this version has
-/// never heard of: the runtime-spec wants those warned of and passed over.
+/// never heard of: the runtime-spec wants those warned of and passed over. One flag of the
+/// scheduler is spelt by oci-spec as nobody else does.
 fn read_again<T: DeserializeOwned>(
     path: &Path,
     text: &[u8],
-    capabilities: &str,
+    process: &str,
     error: &serde_json::Error,
 ) -> Result<(T, Vec<String>), BundleError> {
     let mut warnings = Vec::new();
+    let mut changed = false;
     let mut value = serde_json::from_slice::<Value>(text).ok();
-    if let Some(Value::Object(sets)) = value
+    let mut process = value.as_mut().and_then(|value| value.pointer_mut(process));
+    if let Some(Value::Array(flags)) = process
         .as_mut()
-        .and_then(|value| value.pointer_mut(capabilities))
+        .and_then(|process| process.pointer_mut("/scheduler/flags"))
+    {
+        for flag in flags.iter_mut().filter(|flag| *flag == SPEC_DL_OVERRUN) {
+            *flag = CRATE_DL_OVERRUN.into();
+            changed = true;
+        }
+    }
+    if let Some(Value::Object(sets)) = process
+        .as_mut()
+        .and_then(|process| process.get_mut("capabilities"))
     {
         for set in sets.values_mut().filter_map(Value::as_array_mut) {
             set.retain(|name| {
@@ -139,12 +151,16 @@ fn read_again<T: DeserializeOwned>(
     warnings.sort_unstable();
     warnings.dedup();
     match value {
-        Some(value) if !warnings.is_empty() => serde_path_to_error::deserialize(value)
+        Some(value) if changed || !warnings.is_empty() => serde_path_to_error::deserialize(value)
             .map(|value| (value, warnings))
             .map_err(|error| parse_error(path, &error)),
         _ => Err(name_field::<T>(path, text, error)),
     }
 }
+
+/// The runtime-spec's name of a flag of `process.scheduler.flags`, and oci-spec's.
+const SPEC_DL_OVERRUN: &str = "SCHED_FLAG_DL_OVERRUN";
+const CRATE_DL_OVERRUN: &str = "SCHED_FLAG_D_L_OVERRUN";
 
 fn read_bounded(path: &Path) -> Result<Vec<u8>, BundleError> {
     use std::io::Read as _;
@@ -191,6 +207,12 @@ fn name_field<T: DeserializeOwned>(
 
 fn parse_error(path: &Path, error: &serde_path_to_error::Error<serde_json::Error>) -> BundleError {
     let field = error.path().to_string();
+    let mut message = error.inner().to_string();
+    let is_limit = field.ends_with("].type") && field.contains("rlimits[");
+    if let (true, Some(name)) = (is_limit, message.split('`').nth(1)) {
+        // runc's words, without the list of all names.
+        message = format!("wrong rlimit value: {name}");
+    }
     BundleError::Parse {
         path: path.to_owned(),
         field: if names_a_field(&field) {
@@ -198,7 +220,7 @@ fn parse_error(path: &Path, error: &serde_path_to_error::Error<serde_json::Error
         } else {
             String::new()
         },
-        message: error.inner().to_string(),
+        message,
     }
 }
 
@@ -229,6 +251,10 @@ mod tests {
                 r#"{"process":{"user":{},"args":[]}}"#,
                 "process: missing field `cwd` at line 1 column 32",
             ),
+            (
+                r#"{"process":{"user":{},"cwd":"/","rlimits":[{"type":"RLIMIT_X"}]}}"#,
+                "process.rlimits[0].type: wrong rlimit value: RLIMIT_X",
+            ),
             ("{", "EOF while parsing an object at line 1 column 1"),
             ("{} x", "trailing characters at line 1 column 4"),
         ] {
@@ -253,6 +279,25 @@ mod tests {
         assert_eq!(bounding.len(), 1);
         let error = load(&config(r#","args":1"#)).unwrap_err();
         assert!(error.starts_with("process.args: invalid type"), "{error}");
+    }
+
+    #[test]
+    fn every_flag_of_the_scheduler_is_read() {
+        let config = |flag: &str| {
+            format!(
+                r#"{{"process":{{"user":{{}},"cwd":"/","scheduler":{{"policy":"SCHED_DEADLINE","flags":["{flag}"]}}}}}}"#
+            )
+        };
+        let bundle = load(&config("SCHED_FLAG_DL_OVERRUN")).unwrap();
+        assert!(bundle.warnings.is_empty());
+        let process = bundle.spec.process().as_ref().unwrap();
+        let flags = process.scheduler().as_ref().unwrap().flags();
+        assert_eq!(flags.as_ref().unwrap().len(), 1);
+        let error = load(&config("SCHED_FLAG_X")).unwrap_err();
+        assert!(
+            error.starts_with("process.scheduler.flags[0]: unknown variant"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -7,6 +7,25 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{log, state};
 
+mod checkpoint;
+mod help;
+mod limits;
+mod values;
+
+pub(crate) use checkpoint::{Checkpoint, Restore};
+pub(crate) use limits::{Events, Update};
+
+/// The sections of runc's help, filled by clap.
+const TEMPLATE: &str = "\
+NAME:
+   {name} - {about}
+
+USAGE:
+   {usage}
+
+{all-args}{after-help}
+";
+
 /// `lazaret`, parsed.
 #[derive(Debug, Parser)]
 #[command(
@@ -16,7 +35,11 @@ use crate::{log, state};
     disable_help_subcommand = true,
     arg_required_else_help = true,
     args_override_self = true,
-    max_term_width = 100
+    max_term_width = 100,
+    help_template = TEMPLATE,
+    subcommand_help_heading = "COMMANDS",
+    next_help_heading = "GLOBAL OPTIONS",
+    after_help = help::LAZARET
 )]
 pub(crate) struct Cli {
     #[command(flatten)]
@@ -46,12 +69,12 @@ pub(crate) struct Global {
     /// Not supported: containers are not placed in systemd's cgroups
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
-    /// Only false and auto: lazaret needs root
+    /// Whether to run without root's rights: only false and auto, lazaret needs them
     #[arg(long, value_name = "VALUE", default_value = "auto")]
     pub(crate) rootless: String,
-    /// Not supported: there are no checkpoints
-    #[arg(long, value_name = "FILE")]
-    pub(crate) criu: Option<PathBuf>,
+    /// Ignored: there are no checkpoints
+    #[arg(long, value_name = "FILE", hide = true)]
+    criu: Option<PathBuf>,
     /// Print the version
     #[arg(long, short = 'v')]
     pub(crate) version: bool,
@@ -70,44 +93,63 @@ fn log_format(name: &str) -> Result<log::Format, String> {
 #[derive(Debug, Subcommand)]
 #[command(defer = true)]
 pub(crate) enum Verb {
+    /// Checkpoint a running container (not supported yet)
+    #[command(after_help = help::CHECKPOINT, help_template = TEMPLATE, display_name = "lazaret checkpoint")]
+    Checkpoint(Box<Checkpoint>),
     /// Create a container
+    #[command(after_help = help::CREATE, help_template = TEMPLATE, display_name = "lazaret create")]
     Create(Create),
+    /// Delete any resources held by the container
+    #[command(after_help = help::DELETE, help_template = TEMPLATE, display_name = "lazaret delete")]
+    Delete(Delete),
+    /// Display container events such as OOM notifications, cpu, memory, and IO usage statistics
+    #[command(after_help = help::EVENTS, help_template = TEMPLATE, display_name = "lazaret events")]
+    Events(Events),
+    /// Execute a new process inside the container
+    #[command(after_help = help::EXEC, help_template = TEMPLATE, display_name = "lazaret exec")]
+    Exec(Box<Exec>),
+    /// Send a signal (default: SIGTERM) to the container's init process
+    #[command(after_help = help::KILL, help_template = TEMPLATE, display_name = "lazaret kill")]
+    Kill(Kill),
+    /// List containers started with the given root
+    #[command(after_help = help::LIST, help_template = TEMPLATE, display_name = "lazaret list")]
+    List(List),
+    /// Suspend all processes inside the container
+    #[command(after_help = help::PAUSE, help_template = TEMPLATE, display_name = "lazaret pause")]
+    Pause(Container),
+    /// Display the processes running inside a container
+    #[command(after_help = help::PS, help_template = TEMPLATE, display_name = "lazaret ps")]
+    Ps(Ps),
+    /// Restore a container from a previous checkpoint (not supported yet)
+    #[command(after_help = help::RESTORE, help_template = TEMPLATE, display_name = "lazaret restore")]
+    Restore(Box<Restore>),
+    /// Resume all processes that have been paused
+    #[command(after_help = help::RESUME, help_template = TEMPLATE, display_name = "lazaret resume")]
+    Resume(Container),
+    /// Create and run a container
+    #[command(after_help = help::RUN, help_template = TEMPLATE, display_name = "lazaret run")]
+    Run(Run),
+    /// Create a new specification file
+    #[command(after_help = help::SPEC, help_template = TEMPLATE, display_name = "lazaret spec")]
+    Spec(Spec),
     /// Execute the user-defined process in a created container
+    #[command(after_help = help::START, help_template = TEMPLATE, display_name = "lazaret start")]
     Start(Container),
     /// Output the state of a container
+    #[command(after_help = help::STATE, help_template = TEMPLATE, display_name = "lazaret state")]
     State(Container),
-    /// Send a signal (default: SIGTERM) to the container's init process
-    Kill(Kill),
-    /// Delete any resources held by the container
-    Delete(Delete),
-    /// Create and run a container
-    Run(Run),
-    /// Execute a new process inside the container
-    Exec(Box<Exec>),
-    /// List containers started with the given root
-    List(List),
-    /// Create a new specification file
-    Spec(Spec),
-    /// Display the processes running inside a container
-    Ps(Ps),
-    /// Suspend all processes inside the container
-    Pause(Container),
-    /// Resume all processes that have been paused
-    Resume(Container),
+    /// Update container resource constraints
+    #[command(after_help = help::UPDATE, help_template = TEMPLATE, display_name = "lazaret update")]
+    Update(Box<Update>),
+    /// Show the enabled features
+    #[command(after_help = help::FEATURES, help_template = TEMPLATE, display_name = "lazaret features")]
+    Features,
     /// Say what this machine lacks to run containers
+    #[command(after_help = help::CHECK, help_template = TEMPLATE, display_name = "lazaret check")]
     Check(Check),
     /// Print the version
+    #[command(after_help = help::VERSION, help_template = TEMPLATE, display_name = "lazaret version")]
     Version,
-    /// Not supported yet: display container events
-    Events(Anything),
-    /// Not supported yet: update container resource constraints
-    Update(Anything),
-    /// Not supported yet: show the enabled features
-    Features(Anything),
-    /// Not supported yet: checkpoint a running container
-    Checkpoint(Anything),
-    /// Not supported yet: restore a container from a checkpoint
-    Restore(Anything),
 }
 
 // A verb about one container.
@@ -131,7 +173,10 @@ pub(crate) struct Create {
     /// File to write the process id to
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
-    /// Number of additional descriptors to pass: only 0, they cannot cross into a VM
+    /// Unix socket that receives a descriptor of the process that stands for the container
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
+    /// Number of additional descriptors to pass: only 0, for they cannot be passed into a VM
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// Accepted: a guest's root file system is never on the ramdisk that this option is about
@@ -216,6 +261,9 @@ pub(crate) struct Exec {
     /// File to write the process id to
     #[arg(long, value_name = "FILE")]
     pub(crate) pid_file: Option<PathBuf>,
+    /// Unix socket that receives a descriptor of the process that stands for the new one
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) pidfd_socket: Option<PathBuf>,
     /// SELinux label; warned of, the guest kernel has none
     #[arg(long, value_name = "LABEL")]
     pub(crate) process_label: Option<String>,
@@ -228,13 +276,13 @@ pub(crate) struct Exec {
     /// Add a capability
     #[arg(long, short, value_name = "CAP")]
     pub(crate) cap: Vec<String>,
-    /// Number of additional descriptors to pass: only 0, they cannot cross into a VM
+    /// Number of additional descriptors to pass: only 0, for they cannot be passed into a VM
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
-    /// Not supported: sub-cgroup to run in
-    #[arg(long, value_name = "CGROUP")]
+    /// Existing cgroup below the container's to run in
+    #[arg(long, value_name = "PATH")]
     pub(crate) cgroup: Vec<String>,
-    /// Allow exec in a paused container
+    /// Allow exec in a paused container; the process goes on when the container does
     #[arg(long)]
     pub(crate) ignore_paused: bool,
 }
@@ -256,7 +304,7 @@ pub(crate) struct Spec {
     /// Path of the bundle
     #[arg(long, short, value_name = "DIR")]
     pub(crate) bundle: Option<PathBuf>,
-    /// Not supported: lazaret needs root
+    /// Write a specification for a user who is not root
     #[arg(long)]
     pub(crate) rootless: bool,
 }
@@ -269,7 +317,7 @@ pub(crate) struct Ps {
     /// table or json
     #[arg(long, short, default_value = "table")]
     pub(crate) format: String,
-    /// Not supported: options for ps, which cannot see into a guest
+    /// Options of ps (default: -ef)
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub(crate) ps_options: Vec<String>,
 }
@@ -282,36 +330,5 @@ pub(crate) struct Check {
     pub(crate) format: String,
 }
 
-// Whatever follows a verb that is not supported.
-#[derive(Debug, Args)]
-pub(crate) struct Anything {
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    arguments: Vec<String>,
-}
-
 #[cfg(test)]
-mod tests {
-    use clap::CommandFactory as _;
-
-    use super::Cli;
-
-    #[test]
-    fn the_options_of_a_verb_do_not_take_its_help_away() {
-        let abouts = |command: &clap::Command| -> Vec<String> {
-            let verbs = command.get_subcommands();
-            verbs
-                .map(|verb| {
-                    verb.get_about()
-                        .map(ToString::to_string)
-                        .unwrap_or_default()
-                })
-                .collect()
-        };
-        let before = abouts(&Cli::command());
-        let mut complete = Cli::command();
-        complete.build();
-        assert_eq!(abouts(&complete), before);
-        assert!(before.iter().all(|about| !about.is_empty()));
-        complete.debug_assert();
-    }
-}
+mod tests;

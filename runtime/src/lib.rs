@@ -8,7 +8,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{Parser as _, error::ErrorKind};
+use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
 
 pub mod config;
 
@@ -19,6 +19,7 @@ mod log;
 mod monitor;
 mod plan;
 mod process;
+mod seccomp;
 mod share;
 mod signals;
 mod state;
@@ -29,6 +30,14 @@ mod verbs;
 
 /// Exit code of a verb that failed.
 const FAILURE: u8 = 1;
+
+/// Exit code for a verb that there is not.
+const NO_SUCH_VERB: u8 = 3;
+
+/// The command line, for whoever describes it: man pages, completions.
+pub fn command_line() -> clap::Command {
+    cli::Cli::command()
+}
 
 /// Runs the verb that `arguments` ask for; returns what the process exits with.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
@@ -73,6 +82,15 @@ fn usage(error: &clap::Error) -> ExitCode {
             // Nobody to tell if standard output is closed.
             let _ = error.print();
             ExitCode::SUCCESS
+        }
+        ErrorKind::InvalidSubcommand => {
+            // As runc, which looks for help first.
+            let name = error.get(clap::error::ContextKind::InvalidSubcommand);
+            eprintln!(
+                "No help topic for '{}'",
+                name.map_or_else(String::new, ToString::to_string)
+            );
+            NO_SUCH_VERB.into()
         }
         _ => {
             let text = error.render().to_string();

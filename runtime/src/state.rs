@@ -14,6 +14,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use oci_spec::runtime::LinuxResources;
 use rustix::{
     fs::{AtFlags, FlockOperation, Mode, OFlags},
     io::Errno,
@@ -21,6 +22,10 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::process::ProcessId;
+
+mod size;
+
+pub(crate) use size::VmSize;
 
 /// Where states are kept unless `--root` says otherwise.
 pub(crate) const DEFAULT_ROOT: &str = "/run/lazaret";
@@ -167,6 +172,11 @@ pub(crate) struct Record {
     pub(crate) vmm: ProcessId,
     /// Exit code once stopped: the container's, or 255 if the sandbox was lost.
     pub(crate) exit_code: Option<u8>,
+    /// Size of the VM; none in the record of an older version.
+    pub(crate) vm: Option<VmSize>,
+    /// `linux.resources` as it is now, without rules about devices.
+    #[serde(default)]
+    pub(crate) resources: LinuxResources,
 }
 
 /// The state root.

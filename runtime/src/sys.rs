@@ -145,6 +145,50 @@ pub(crate) fn kvm_api_version(kvm: BorrowedFd<'_>) -> io::Result<i32> {
     Ok(version)
 }
 
+/// By how much the local time of day is ahead of UTC's, `since_s` seconds after 1970 began.
+pub(crate) fn seconds_east_of_utc(since_s: u64) -> i64 {
+    let time = libc::time_t::try_from(since_s).unwrap_or(libc::time_t::MAX);
+    // SAFETY: `tm` consists of integers and one pointer, for which zeros are valid.
+    let mut local: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both point to live values of the right types. It reads the environment variable TZ,
+    // and this process changes no variable once it runs.
+    let result = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
+    if result.is_null() { 0 } else { local.tm_gmtoff }
+}
+
+/// Binds all threads in `tasks`, a directory like `/proc/PID/task`, to `cpus`; those that are
+/// started meanwhile inherit it from a thread that is bound already or is found in another look.
+///
+/// # Errors
+/// As `sched_setaffinity(2)`; a thread that has ended is none.
+pub(crate) fn bind_threads(tasks: &std::path::Path, cpus: &[usize]) -> io::Result<()> {
+    let mut set = rustix::thread::CpuSet::new();
+    for &cpu in cpus {
+        set.set(cpu);
+    }
+    let mut bound = std::collections::BTreeSet::new();
+    loop {
+        let mut more = false;
+        for entry in std::fs::read_dir(tasks)? {
+            let name = entry?.file_name();
+            let thread = name.to_str().and_then(|name| name.parse().ok());
+            let Some(thread) = thread.and_then(rustix::thread::Pid::from_raw) else {
+                continue;
+            };
+            if bound.insert(thread.as_raw_nonzero()) {
+                more = true;
+                match rustix::thread::sched_setaffinity(Some(thread), &set) {
+                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+        }
+        if !more {
+            return Ok(());
+        }
+    }
+}
+
 fn check(result: libc::c_long) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

@@ -72,6 +72,7 @@ impl RawMode {
     pub(crate) fn enter(terminal: OwnedFd) -> Result<Self, TerminalError> {
         let mode = |error: rustix::io::Errno| TerminalError::Mode(error.into());
         let before = rustix::termios::tcgetattr(&terminal).map_err(mode)?;
+        restore_on_panic(&terminal, &before).map_err(TerminalError::Mode)?;
         make_raw(terminal.as_fd(), before.clone()).map_err(mode)?;
         Ok(Self { terminal, before })
     }
@@ -87,6 +88,18 @@ impl Drop for RawMode {
         // The terminal may be gone, and then so is its mode.
         let _ = rustix::termios::tcsetattr(&self.terminal, OptionalActions::Now, &self.before);
     }
+}
+
+/// Where a panic ends the process at once, nothing is dropped on the way out: the mode is brought
+/// back before the panic is reported, so that the report is legible, too.
+fn restore_on_panic(terminal: &OwnedFd, before: &Termios) -> io::Result<()> {
+    let (terminal, before) = (terminal.try_clone()?, before.clone());
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let _ = rustix::termios::tcsetattr(&terminal, OptionalActions::Now, &before);
+        report(panic);
+    }));
+    Ok(())
 }
 
 fn make_raw(terminal: BorrowedFd<'_>, mut termios: Termios) -> rustix::io::Result<()> {
@@ -128,17 +141,25 @@ pub(crate) fn send_pty(console: &UnixStream, size: TerminalSize) -> Result<Owned
     rustix::termios::tcsetwinsize(&slave, size).map_err(pty)?;
     // So that the kernel tells us of each new size with SIGWINCH.
     rustix::process::ioctl_tiocsctty(&slave).map_err(pty)?;
-    send_fd(console, master.as_fd()).map_err(|error| TerminalError::Send(error.into()))?;
+    send_fd(console, master.as_fd(), b"/dev/ptmx")
+        .map_err(|error| TerminalError::Send(error.into()))?;
     Ok(slave)
 }
 
 /// Sends one descriptor as runc does: its name as data, the descriptor attached.
-fn send_fd(socket: &UnixStream, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
+///
+/// # Errors
+/// As `sendmsg(2)`.
+pub(crate) fn send_fd(
+    socket: &UnixStream,
+    fd: BorrowedFd<'_>,
+    name: &[u8],
+) -> rustix::io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [fd];
     control.push(SendAncillaryMessage::ScmRights(&fds));
-    let name = [IoSlice::new(b"/dev/ptmx")];
+    let name = [IoSlice::new(name)];
     rustix::net::sendmsg(socket, &name, &mut control, SendFlags::NOSIGNAL).map(drop)
 }
 
@@ -149,4 +170,21 @@ fn send_fd(socket: &UnixStream, fd: BorrowedFd<'_>) -> rustix::io::Result<()> {
 pub(crate) fn null() -> io::Result<OwnedFd> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     Ok(rustix::fs::open("/dev/null", flags, Mode::empty())?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_brings_the_mode_back_though_nothing_is_dropped() {
+        let pty = nix::pty::openpty(None, None).unwrap();
+        let modes = || rustix::termios::tcgetattr(&pty.slave).unwrap().local_modes;
+        let before = modes();
+        let raw = RawMode::enter(pty.slave.try_clone().unwrap()).unwrap();
+        assert_ne!(modes(), before);
+        std::mem::forget(raw);
+        std::panic::catch_unwind(|| panic!("for the test")).unwrap_err();
+        assert_eq!(modes(), before);
+    }
 }

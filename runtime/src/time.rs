@@ -22,6 +22,34 @@ pub(crate) fn rfc3339_nanos_now() -> String {
     format(SystemTime::now(), true)
 }
 
+/// `time` in RFC 3339, UTC, whole seconds.
+pub(crate) fn rfc3339(time: SystemTime) -> String {
+    format(time, false)
+}
+
+/// `time` as `ps` shows when a process started `age_s` seconds ago, in the local time of day:
+/// `09:30` within a day, `Nov21` within a year, else `2026`.
+pub(crate) fn short(time: SystemTime, age_s: u64) -> String {
+    const MONTHS: [&str; 12] = [
+        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+    ];
+    let since = time
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    let local = since.saturating_add_signed(crate::sys::seconds_east_of_utc(since));
+    let (year, month, day) = civil_from_days(local / DAY_S);
+    let second = local % DAY_S;
+    match age_s {
+        0..DAY_S => format!("{:02}:{:02}", second / 3600, second / 60 % 60),
+        _ if age_s < 365 * DAY_S => {
+            let name = MONTHS.get(month as usize - 1).unwrap_or(&"");
+            format!("{name}{day:02}")
+        }
+        _ => year.to_string(),
+    }
+}
+
 fn format(time: SystemTime, nanos: bool) -> String {
     // A clock before 1970 is a machine without a clock: show the epoch.
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -78,6 +106,16 @@ mod tests {
                 text
             );
         }
+    }
+
+    #[test]
+    fn starts_are_short() {
+        // Noon of a day, so that no zone makes it another.
+        let time = UNIX_EPOCH + Duration::from_secs(1_795_253_423 / DAY_S * DAY_S + DAY_S / 2);
+        assert_eq!(short(time, DAY_S), "Nov21");
+        assert_eq!(short(time, 366 * DAY_S), "2026");
+        let now = short(time, 0);
+        assert_eq!((now.len(), &now[2..3]), (5, ":"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::products::{self, Products, cargo};
-use crate::{cache, process, workspace};
+use crate::{cache, manual, process, workspace};
 
 /// The version of cargo-deb that is installed where there is none.
 const CARGO_DEB_VERSION: &str = "3.8.0";
@@ -23,6 +23,13 @@ pub(crate) fn run() -> Result<()> {
     fs::create_dir_all(&folder).with_context(|| format!("creating {}", folder.display()))?;
     let root = folder.join("root");
     lay_out(&products, &root)?;
+    let share = root.join("usr/share");
+    let mut copy = Command::new("cp");
+    process::output(
+        copy.args(["--recursive", "--no-target-directory"])
+            .arg(manual::make()?)
+            .arg(share),
+    )?;
     println!("{}", tarball(&folder, &root)?.display());
     println!("{}", debian_package(&folder)?.display());
     cache::remove(&root)

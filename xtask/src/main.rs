@@ -11,6 +11,7 @@ mod dist;
 mod emu;
 mod emulator;
 mod kernel;
+mod manual;
 mod packages;
 mod process;
 mod products;
@@ -63,6 +64,8 @@ enum Task {
     Bench(bench::Options),
     /// Make a tarball and a Debian package in target/lazaret/dist.
     Dist,
+    /// Make the man pages and the shells' completions in target/lazaret/manual.
+    Manual,
     /// Check the rules of style that a machine can check.
     Tidy,
 }
@@ -81,6 +84,7 @@ fn main() -> ExitCode {
         Task::Test(options) => test::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Bench(options) => bench::run(&options).map(|()| ExitCode::SUCCESS),
         Task::Dist => dist::run().map(|()| ExitCode::SUCCESS),
+        Task::Manual => manual::run().map(|()| ExitCode::SUCCESS),
         Task::Tidy => tidy::run().map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {

@@ -64,7 +64,8 @@ pub(crate) fn build(more: &[&str]) -> Result<Products> {
     let kernel = kernel::find_default(Kernel::Guest)?;
     update(&kernel, &products.kernel())?;
 
-    packages::ensure(&["gcc", "libc6-dev", "binutils"], "to link programs")?;
+    ensure_libraries()?;
+    packages::ensure(&["binutils"], "to strip programs")?;
     let mut names = vec!["lazaret", "lazaret-vmm", "lazaret-agent", "rootfs-builder"];
     names.extend(more);
     compile(&names)?;
@@ -86,6 +87,14 @@ pub(crate) fn build(more: &[&str]) -> Result<Products> {
     Ok(products)
 }
 
+/// Installs what programs are linked by and with: libseccomp's archive is part of `lazaret`.
+///
+/// # Errors
+/// If something is missing and cannot be installed.
+pub(crate) fn ensure_libraries() -> Result<()> {
+    packages::ensure(&["gcc", "libc6-dev", "libseccomp-dev"], "to link programs")
+}
+
 /// Programs that are linked to a fixed address: they start at each command, or in each guest, and
 /// relocating themselves would be a good part of that. The VMM, which a guest may attack, is not
 /// one of them: its addresses stay random.
@@ -100,6 +109,9 @@ fn compile(names: &[&str]) -> Result<()> {
         cargo.args([verb, "--release", "--target", TARGET]);
         for name in names {
             cargo.args(["--package", name]);
+        }
+        if let Some(commit) = commit() {
+            cargo.env("LAZARET_COMMIT", commit);
         }
         process::run(
             cargo
@@ -116,6 +128,17 @@ fn compile(names: &[&str]) -> Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// The checkout's commit, which `lazaret --version` shows; none where there is no git.
+fn commit() -> Option<String> {
+    let output = Command::new("git")
+        .current_dir(workspace::root())
+        .args(["describe", "--always", "--dirty", "--abbrev=12"])
+        .output()
+        .ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    Some(text.trim().to_owned()).filter(|text| output.status.success() && !text.is_empty())
 }
 
 /// The cargo that started this program, in the checkout's root.

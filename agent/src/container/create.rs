@@ -11,13 +11,22 @@ use crate::bpf_compiler::Interpreted;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
 use crate::errno::Os;
-use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions};
+use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions, Rules};
 use crate::launch::{self, LaunchError, Launched, Mappings, Plan};
 use crate::mounts;
 use crate::namespaces::Namespaces;
 use crate::process;
 
 use super::ID_BYTES_MAX;
+
+/// Where in a container a further process goes.
+#[derive(Debug, Clone, Copy)]
+pub struct Place<'a> {
+    /// Path of a cgroup below the container's; empty is the container's own.
+    pub cgroup: &'a str,
+    /// Whether a paused container takes it.
+    pub ignore_paused: bool,
+}
 
 impl Container {
     /// Builds a container up to the point where its init process waits before `exec`. On failure
@@ -34,6 +43,10 @@ impl Container {
         }
         let has_mappings = !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty();
         let namespaces = Namespaces::open(&wanted.namespaces, has_mappings)?;
+        let rules = Rules {
+            seccomp: wanted.seccomp.clone(),
+            personality: wanted.personality,
+        };
         let parent = &host.environment.cgroup_parent;
         let interpreted = host.environment.bpf_compiler.as_deref();
         let interpreted = interpreted.map(Interpreted::begin);
@@ -60,6 +73,7 @@ impl Container {
             namespaces: namespaces.exec_flags(),
             own_pid_namespace: namespaces.is_new(NamespaceKind::Pid),
             user_namespace: namespaces.has(NamespaceKind::User),
+            rules,
             execs: Default::default(),
         }))
     }
@@ -109,6 +123,9 @@ impl Container {
             clone_flags: namespaces.clone_flags(),
             cgroup: cgroup.as_fd(),
             pid_namespace: namespaces.joined(NamespaceKind::Pid),
+            time_offsets: namespaces
+                .is_new(NamespaceKind::Time)
+                .then_some(&wanted.time_offsets),
             stdio: stdio_of(&wanted.process),
             inherited: &inherited,
             mappings: new_user.then_some(Mappings {
@@ -142,16 +159,17 @@ impl Container {
         host: Host<'_>,
         name: &str,
         wanted: Process,
+        place: Place<'_>,
     ) -> Result<Rc<process::Process>, ContainerError> {
         self.require_alive("exec in")?;
-        if self.paused.get() {
+        if self.paused.get() && !place.ignore_paused {
             return Err(self.wrong_state("cannot exec in a paused container"));
         }
         if self.execs.borrow().contains_key(name) {
             return Err(ContainerError::ExecExists(name.to_owned()));
         }
         self.execs.borrow_mut().insert(name.to_owned(), None);
-        let started = self.start_exec(host, wanted).await;
+        let started = self.start_exec(host, wanted, place.cgroup).await;
         let mut execs = self.execs.borrow_mut();
         match &started {
             Ok(process) => execs.insert(name.to_owned(), Some(Rc::clone(process))),
@@ -165,6 +183,7 @@ impl Container {
         &self,
         host: Host<'_>,
         wanted: Process,
+        below: &str,
     ) -> Result<Rc<process::Process>, ContainerError> {
         let init = launch::inheritable(self.init.pidfd())?;
         let number = init.as_raw_fd();
@@ -176,14 +195,19 @@ impl Container {
                 clone_flags: 0,
                 cgroup,
                 pid_namespace: Some(self.init.pidfd()),
+                time_offsets: None,
                 stdio,
                 inherited: &inherited,
                 mappings: None,
             })
         };
-        let launched = match launch(self.cgroup.as_fd()) {
+        let below = match below {
+            "" => None,
+            path => Some(self.cgroup.open_below(path)?),
+        };
+        let launched = match launch(below.as_ref().map_or(self.cgroup.as_fd(), AsFd::as_fd)) {
             // The container made cgroups below its own, which may then hold no process itself.
-            Err(LaunchError::Clone(Os(Errno::BUSY))) => {
+            Err(LaunchError::Clone(Os(Errno::BUSY))) if below.is_none() => {
                 let mount = &host.environment.cgroup_mount;
                 let cgroup = cgroup::open_cgroup_of(self.init.pid(), mount);
                 let cgroup = cgroup.map_err(LaunchError::Clone)?;
@@ -198,6 +222,7 @@ impl Container {
             init: number,
             namespaces: self.namespaces.bits(),
             user_namespace: self.user_namespace,
+            rules: self.rules.clone(),
         }));
         let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
         match release(&channel, &process).await {

@@ -47,6 +47,9 @@ pub enum ContainerError {
         /// How, if that is known.
         status: Option<ExitStatus>,
     },
+    /// The offsets of its clocks.
+    #[error("set the clocks of the time namespace to the offsets of linux.timeOffsets")]
+    Clocks,
     /// The channel to the child broke.
     #[error("instruct the process that sets the container up")]
     Channel(#[source] FrameError),
@@ -114,7 +117,12 @@ impl ContainerError {
                 | NamespaceError::NotJoinable { .. }
                 | NamespaceError::Mappings(_),
             )
-            | Self::Cgroup(CgroupError::Name(_) | CgroupError::Rules(_))
+            | Self::Cgroup(
+                CgroupError::Name(_)
+                | CgroupError::NotBelow(_)
+                | CgroupError::Rules(_)
+                | CgroupError::TooMany(_),
+            )
             | Self::Mount(MountError::NotKernel(_)) => FailureKind::Invalid,
             _ => FailureKind::System,
         }

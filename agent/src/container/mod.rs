@@ -20,11 +20,13 @@ use rustix::thread::ThreadNameSpaceType;
 use crate::cgroup::Cgroup;
 use crate::connection::Connection;
 use crate::errno::Os;
-use crate::instructions::{Report, START};
+use crate::instructions::{Report, Rules, START};
+use crate::launch::EXIT_CODE_CLOCKS;
 use crate::process::Process;
 use crate::reaper::Reaper;
 use crate::sys;
 
+pub use create::Place;
 pub use error::ContainerError;
 
 /// Longest container id (`CreateContainer::id`).
@@ -73,6 +75,8 @@ pub struct Container {
     namespaces: ThreadNameSpaceType,
     own_pid_namespace: bool,
     user_namespace: bool,
+    /// What its further processes are bound by too.
+    rules: Rules,
     /// `None` reserves the name of a process that is being made.
     execs: RefCell<HashMap<String, Option<Rc<Process>>>>,
 }
@@ -184,12 +188,9 @@ impl Container {
         Ok(status)
     }
 
-    /// Pids of all processes.
-    ///
-    /// # Errors
-    /// The kernel's.
-    pub fn processes(&self) -> Result<Vec<u32>, ContainerError> {
-        Ok(self.cgroup.processes()?)
+    /// Its cgroup.
+    pub fn cgroup(&self) -> &Cgroup {
+        &self.cgroup
     }
 
     /// Freezes the container.
@@ -316,8 +317,11 @@ async fn prepared(
     match channel.read_frame_with_fd::<Report>().await {
         Ok(Some((Report::Prepared, terminal))) => Ok(terminal),
         Ok(Some((Report::Failed(failure), _))) => Err(ContainerError::Setup(failure)),
-        Ok(None) | Err(_) => Err(ContainerError::Gone {
-            status: Some(process.wait().await),
+        Ok(None) | Err(_) => Err(match process.wait().await {
+            ExitStatus::Exited(EXIT_CODE_CLOCKS) => ContainerError::Clocks,
+            status => ContainerError::Gone {
+                status: Some(status),
+            },
         }),
     }
 }

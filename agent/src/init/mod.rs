@@ -20,12 +20,14 @@ use nix::sys::signal::SigSet;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
+use crate::attributes::{self, AttributeError};
 use crate::capabilities::CapabilityError;
 use crate::errno::{Os, chain};
-use crate::instructions::{CHANNEL, Instructions, Report, START};
+use crate::instructions::{CHANNEL, Instructions, Report, Rules, START};
 use crate::mounts::MountError;
 use crate::namespaces::NamespaceError;
 use crate::rootfs::PathError;
+use crate::seccomp::SeccompError;
 use crate::sys;
 use program::{Program, ProgramError};
 
@@ -55,6 +57,10 @@ enum InitError {
     },
     #[error("sysctl name {0:?} is not made of letters, digits, '.', '/', '_' and '-'")]
     SysctlName(String),
+    #[error(transparent)]
+    Attribute(#[from] AttributeError),
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     #[error("capabilities")]
     Capability(#[from] CapabilityError),
     #[error(transparent)]
@@ -112,11 +118,22 @@ fn run(channel: &mut UnixStream) -> Result<(), InitError> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(InitError::step("become undumpable"))?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    let (process, terminal) = match instructions {
-        Instructions::Container(instructions) => setup::build(*instructions)?,
-        Instructions::Exec(instructions) => setup::enter(*instructions)?,
+    let (rules, (process, terminal)) = match instructions {
+        Instructions::Container(mut instructions) => {
+            let container = &mut instructions.container;
+            let rules = Rules {
+                seccomp: container.seccomp.take(),
+                personality: container.personality,
+            };
+            (rules, setup::build(*instructions)?)
+        }
+        Instructions::Exec(mut instructions) => {
+            attributes::run_on(&instructions.process.cpu_affinity.initial)?;
+            let rules = std::mem::take(&mut instructions.rules);
+            (rules, setup::enter(*instructions)?)
+        }
     };
-    let program = program::prepare(process)?;
+    let program = program::prepare(process, &rules)?;
     report_prepared(channel, terminal)?;
     let mut byte = [0];
     match channel.read(&mut byte) {
@@ -134,6 +151,12 @@ fn execute(program: &Program) -> InitError {
     sys::ignore_broken_pipes(false);
     if let Err(errno) = SigSet::empty().thread_set_mask() {
         return InitError::step("unblock signals")(std::io::Error::from(errno));
+    }
+    // The last thing before the program, which is all that the filter has to allow then.
+    if let Some(filter) = &program.filter
+        && let Err(error) = filter.load()
+    {
+        return error.into();
     }
     let errno = sys::execve(&program.path, &program.arguments, &program.environment);
     ProgramError::Exec {

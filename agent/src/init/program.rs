@@ -1,5 +1,5 @@
-//! The last steps before `exec`: user, groups, capabilities, working directory, environment, and
-//! finding the program. Called by [`super::run`], inside the finished container.
+//! The last steps before `exec`: scheduling, user, groups, capabilities, working directory,
+//! environment, finding the program, and the filter of system calls. Called by [`super::run`], inside the finished container.
 //!
 //! Order and messages are runc's (`finalizeNamespace`, Go's `exec.LookPath`): Docker and Podman
 //! derive the exit codes 126 and 127 from the messages.
@@ -17,9 +17,12 @@ use rustix::thread::{
 };
 
 use super::InitError;
+use crate::attributes;
 use crate::capabilities;
 use crate::errno::Os;
-use crate::sys::StringArray;
+use crate::instructions::Rules;
+use crate::seccomp::Filter;
+use crate::sys::{self, StringArray};
 
 /// Permission bits taken from new files if the process does not say.
 const UMASK_DEFAULT: u32 = 0o022;
@@ -106,20 +109,31 @@ pub(super) struct Program {
     pub arguments: StringArray,
     /// Its environment.
     pub environment: StringArray,
+    /// The filter to load right before it.
+    pub filter: Option<Filter>,
 }
 
 /// Becomes the process's user and finds its program.
-pub(super) fn prepare(process: Process) -> Result<Program, InitError> {
+///
+/// Loading a filter takes `CAP_SYS_ADMIN` or `no_new_privs`. With the latter it is left to the very
+/// last moment; without, it is loaded here, and of the capabilities this one is kept for it. What
+/// is done after that the filter must allow: setting the capabilities, telling the agent, waiting
+/// for it, and `execve`.
+pub(super) fn prepare(process: Process, rules: &Rules) -> Result<Program, InitError> {
+    attributes::apply(&process)?;
     if process.no_new_privileges {
         set_no_new_privs(true).map_err(InitError::step("set no_new_privs"))?;
     }
-    if let Some(wanted) = &process.capabilities {
-        capabilities::limit_bounding(wanted)?;
-    }
+    let filter = rules.seccomp.as_ref().map(Filter::new);
+    let (early, late) = match process.no_new_privileges {
+        true => (None, filter),
+        false => (filter, None),
+    };
+    capabilities::limit_bounding(&process.capabilities)?;
     // As root, who may enter every directory; else once more as the user, who may be the only one
     // to be let in.
     let entered = rustix::process::chdir(process.cwd.as_str());
-    become_user(&process)?;
+    become_user(&process, early.is_some())?;
     if entered.is_err() {
         rustix::process::chdir(process.cwd.as_str()).map_err(|errno| {
             ProgramError::WorkingDirectory {
@@ -128,27 +142,39 @@ pub(super) fn prepare(process: Process) -> Result<Program, InitError> {
             }
         })?;
     }
+    if let Some(domain) = rules.personality {
+        sys::attributes::set_personality(domain).map_err(InitError::step("set the personality"))?;
+    }
     let environment = environment(process.env, process.user.uid)?;
     let name = process.args.first().ok_or(ProgramError::NoArguments)?;
     let path = find(name, variable(&environment, "PATH").unwrap_or_default())?;
     rustix::process::umask(Mode::from_raw_mode(
         process.user.umask.unwrap_or(UMASK_DEFAULT) & 0o777,
     ));
-    Ok(Program {
+    attributes::run_on(&process.cpu_affinity.last)?;
+    let program = Program {
         path: c_string("argument", path)?,
         arguments: c_strings("argument", process.args)?,
         environment: c_strings("environment variable", environment)?,
-    })
+        filter: late,
+    };
+    if let Some(filter) = early {
+        filter.load()?;
+        capabilities::apply(&process.capabilities)?;
+    }
+    Ok(program)
 }
 
-fn become_user(process: &Process) -> Result<(), InitError> {
+/// Becomes the user, with its capabilities; with `filter` also with the one that loading a filter
+/// takes, and none of the sets final.
+fn become_user(process: &Process, filter: bool) -> Result<(), InitError> {
     let User {
         uid,
         gid,
         additional_gids,
         ..
     } = &process.user;
-    let keep = process.capabilities.is_some() && *uid != 0;
+    let keep = *uid != 0;
     if keep {
         set_keep_capabilities(true).map_err(InitError::step("keep capabilities"))?;
     }
@@ -164,8 +190,9 @@ fn become_user(process: &Process) -> Result<(), InitError> {
     if keep {
         set_keep_capabilities(false).map_err(InitError::step("keep capabilities no more"))?;
     }
-    if let Some(wanted) = &process.capabilities {
-        capabilities::apply(wanted)?;
+    match filter {
+        true => capabilities::hold_admin(&process.capabilities)?,
+        false => capabilities::apply(&process.capabilities)?,
     }
     Ok(())
 }

@@ -14,11 +14,11 @@ use lazaret_agent::cgroup;
 use lazaret_agent::container::Environment;
 use lazaret_agent::guest::Share;
 use lazaret_protocol::agent::{
-    Answer, ExitStatus, Failure, ProcessRef, Reply, Request, StdStream, TerminalSize,
+    Answer, ExitStatus, Failure, ProcessEntry, ProcessRef, Reply, Request, StdStream, TerminalSize,
 };
 use lazaret_protocol::container::{
-    Capabilities, Cgroup, CreateContainer, Mount, MountSource, Namespace, NamespaceKind, Process,
-    Root, Stdio, User,
+    Capabilities, Cgroup, CpuAffinity, CreateContainer, Mount, MountSource, Namespace,
+    NamespaceKind, Process, Root, Stdio, User,
 };
 use lazaret_protocol::frame;
 
@@ -178,9 +178,23 @@ impl Agent {
         let request = Request::Exec {
             process: process.clone(),
             spec: Box::new(spec.clone()),
+            cgroup: String::new(),
+            ignore_paused: false,
         };
         match self.call(&request)? {
             Answer::Process { pid } => Ok(pid),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// The processes of a container whose pids are above `after`.
+    pub(crate) fn list(&self, container: &str, after: u32) -> Vec<ProcessEntry> {
+        let request = Request::ListProcesses {
+            container: container.to_owned(),
+            after,
+        };
+        match self.call(&request) {
+            Ok(Answer::Processes(list)) => list.processes,
             other => panic!("{other:?}"),
         }
     }
@@ -348,16 +362,19 @@ pub(crate) fn process(args: &[&str]) -> Process {
         terminal: None,
         stdio: [Stdio::Null, Stdio::Pipe, Stdio::Pipe],
         user: User::default(),
-        capabilities: Some(Capabilities {
+        capabilities: Capabilities {
             bounding: DEFAULT_CAPABILITIES,
             effective: DEFAULT_CAPABILITIES,
             inheritable: 0,
             permitted: DEFAULT_CAPABILITIES,
             ambient: 0,
-        }),
+        },
         rlimits: Vec::new(),
         no_new_privileges: true,
         oom_score_adj: None,
+        scheduler: None,
+        io_priority: None,
+        cpu_affinity: CpuAffinity::default(),
     }
 }
 
@@ -411,6 +428,9 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
         readonly_paths: vec!["/proc/sys".to_owned()],
         sysctl: Vec::new(),
         cgroup: Cgroup::default(),
+        time_offsets: Vec::new(),
+        seccomp: None,
+        personality: None,
         process,
     }
 }

@@ -93,13 +93,13 @@ fn a_user_namespace_maps_ids() {
                   mount -t tmpfs none /tmp && echo mounted";
     let mut wanted = container("c", shell(script));
     let all = 0x1ff_feff_ffff;
-    wanted.process.capabilities = Some(lazaret_protocol::container::Capabilities {
+    wanted.process.capabilities = lazaret_protocol::container::Capabilities {
         bounding: all,
         effective: all,
         permitted: all,
         inheritable: 0,
         ambient: 0,
-    });
+    };
     wanted.namespaces.push(Namespace {
         kind: NamespaceKind::User,
         path: None,

@@ -81,13 +81,7 @@ fn the_program_waits_for_start() {
     agent
         .create(&container("c", shell("echo started; sleep 1000")))
         .unwrap();
-    let pids = match agent.call(&Request::ListProcesses {
-        container: "c".to_owned(),
-    }) {
-        Ok(Answer::Processes(pids)) => pids,
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(pids.len(), 1);
+    assert_eq!(agent.list("c", 0).len(), 1);
     let mut output = agent.stream(&init("c"), StdStream::Stdout).unwrap();
     output.set_nonblocking(true).unwrap();
     let mut text = [0; 16];

@@ -5,8 +5,10 @@
 mod harness;
 mod isolation;
 mod lifecycle;
+mod live;
 mod mounts;
 mod process;
+mod rules;
 mod stdio;
 mod terminal;
 mod wire;

@@ -74,7 +74,7 @@ fn the_working_directory_is_made_or_refused() {
     );
 }
 
-fn capability_lines(capabilities: Option<Capabilities>, uid: u32) -> Vec<String> {
+fn capability_lines(capabilities: Capabilities, uid: u32) -> Vec<String> {
     let agent = Agent::start();
     let mut wanted = container("c", shell("grep ^Cap /proc/self/status"));
     wanted.process.capabilities = capabilities;
@@ -98,11 +98,11 @@ fn capabilities_of_root_and_others() {
         inheritable: 0,
         ambient: 0,
     };
-    let of_root = capability_lines(Some(default), 0);
+    let of_root = capability_lines(default, 0);
     let d = hex(DEFAULT_CAPABILITIES);
     let zero = hex(0);
     assert_eq!(of_root, [&zero, &d, &d, &d, &zero].map(String::clone));
-    let of_user = capability_lines(Some(default), 1000);
+    let of_user = capability_lines(default, 1000);
     assert_eq!(of_user, [&zero, &zero, &zero, &d, &zero].map(String::clone));
     let ambient = Capabilities {
         bounding: DEFAULT_CAPABILITIES,
@@ -111,10 +111,10 @@ fn capabilities_of_root_and_others() {
         inheritable: some,
         ambient: some,
     };
-    let of_user = capability_lines(Some(ambient), 1000);
+    let of_user = capability_lines(ambient, 1000);
     let s = hex(some);
     assert_eq!(of_user, [&s, &s, &s, &d, &s].map(String::clone));
-    let none = capability_lines(Some(Capabilities::default()), 0);
+    let none = capability_lines(Capabilities::default(), 0);
     assert_eq!(none, [hex(0), hex(0), hex(0), hex(0), hex(0)]);
     // A capability this machine does not have, or nobody knows, is left out.
     let all = Capabilities {
@@ -124,7 +124,7 @@ fn capabilities_of_root_and_others() {
         inheritable: 0,
         ambient: 0,
     };
-    let of_root = capability_lines(Some(all), 0);
+    let of_root = capability_lines(all, 0);
     assert_eq!(of_root[1], of_root[2]);
     assert_ne!(of_root[1], hex(0));
 }

@@ -59,6 +59,8 @@ fn unknown_names_are_not_found() {
         Request::Exec {
             process: exec("c", "e"),
             spec: Box::new(shell("exit")),
+            cgroup: String::new(),
+            ignore_paused: false,
         },
     ] {
         let failure = agent.fails(&request);

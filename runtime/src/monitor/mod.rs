@@ -22,6 +22,7 @@ use crate::{
     log,
     plan::Plan,
     process::ProcessId,
+    seccomp::{self, SeccompError},
     share::{Share, ShareError},
     state::{Phase, Record, StateDir, StateError},
     terminal::{self, TerminalError},
@@ -49,6 +50,9 @@ pub(crate) enum MonitorError {
     /// The files could not be shared.
     #[error(transparent)]
     Share(#[from] ShareError),
+    /// The filter of system calls could not be compiled.
+    #[error(transparent)]
+    Seccomp(#[from] SeccompError),
     /// The agent could not make the container.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -118,8 +122,19 @@ pub(crate) struct ExecJob<'a> {
     pub(crate) process: ProcessRef,
     /// What to run.
     pub(crate) spec: lazaret_protocol::container::Process,
+    /// Where in the container.
+    pub(crate) place: Place<'a>,
     /// Socket that wants the pty.
     pub(crate) console: Option<UnixStream>,
+}
+
+/// Where in a container a further process goes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// Path of a cgroup below the container's; empty is the container's own.
+    pub(crate) cgroup: &'a str,
+    /// Whether a paused container takes it; the process then waits to be resumed.
+    pub(crate) ignore_paused: bool,
 }
 
 /// Forks the monitor of a container and waits until the container is created.
@@ -211,11 +226,13 @@ fn create_container(
     // All this happens while the guest boots.
     share.attach(id, &plan.host.shares)?;
     log::monitor_phase("files shared");
+    let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;
     let streams = match (&job.console, terminal) {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
         _ => HostStreams::Inherited,
     };
+    job.plan.container.seccomp = seccomp;
     job.record.monitor = own_id()?;
     job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
     vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;
@@ -365,7 +382,7 @@ fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
         (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
         _ => HostStreams::Inherited,
     };
-    let session = exec_session(job.dir, &job.process, &job.spec, streams)?;
+    let session = exec_session(job.dir, &job.process, &job.spec, job.place, streams)?;
     release_standard_streams(job.console.is_some())?;
     Ok(session)
 }
@@ -378,13 +395,21 @@ pub(crate) fn exec_session(
     dir: &StateDir,
     process: &ProcessRef,
     spec: &lazaret_protocol::container::Process,
+    place: Place<'_>,
     streams: HostStreams,
 ) -> Result<Session, MonitorError> {
     let agent = Agent::new(dir);
-    agent.call(&Request::Exec {
+    let call = agent.begin(&Request::Exec {
         process: process.clone(),
         spec: Box::new(spec.clone()),
+        cgroup: place.cgroup.to_owned(),
+        ignore_paused: place.ignore_paused,
     })?;
+    if place.ignore_paused {
+        call.finish_when_resumed()?;
+    } else {
+        call.finish()?;
+    }
     log::phase("process started");
     let session = Session::attach(agent, process.clone(), spec, streams)?;
     log::phase("streams attached");

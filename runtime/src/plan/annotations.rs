@@ -9,7 +9,7 @@ use super::PlanError;
 use crate::config::{Config, MEMORY_MIB, VCPUS};
 
 /// What our annotations begin with; all others are passed by.
-const PREFIX: &str = "io.lazaret.";
+pub(crate) const ANNOTATION_PREFIX: &str = "io.lazaret.";
 
 const CONSOLE: &str = "vm.console";
 const MEMORY: &str = "vm.memory_mib";
@@ -36,12 +36,12 @@ pub(super) fn parse(spec: &Spec, config: &Config) -> Result<Annotations, PlanErr
         .annotations()
         .iter()
         .flatten()
-        .filter_map(|(name, value)| Some((name.strip_prefix(PREFIX)?, value)))
+        .filter_map(|(name, value)| Some((name.strip_prefix(ANNOTATION_PREFIX)?, value)))
         .collect();
     // A map has no order, but the first error must be the same each time.
     ours.sort_unstable();
     for (name, value) in ours {
-        let field = || format!("annotations[{PREFIX}{name}]");
+        let field = || format!("annotations[{ANNOTATION_PREFIX}{name}]");
         if !ANNOTATIONS.contains(&name) {
             return Err(PlanError::unsupported(field(), "this annotation is"));
         }

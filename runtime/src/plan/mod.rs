@@ -7,25 +7,32 @@ use std::path::{Path, PathBuf};
 
 use lazaret_protocol::{
     agent::TerminalSize,
-    container::{CreateContainer, IdMapping, Namespace, NamespaceKind, Root, Stdio},
+    container::{CpuAffinity, CreateContainer, IdMapping, Namespace, NamespaceKind, Root, Stdio},
     vm::VmConfig,
 };
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 use serde::Serialize;
 
-use crate::{bundle::Bundle, config::Config};
+use crate::{bundle::Bundle, config::Config, seccomp::Profile};
 
+mod accepts;
 mod annotations;
 mod devices;
+mod domain;
 mod mounts;
 mod options;
 mod process;
 mod resources;
+mod scheduling;
+mod seccomp;
 mod unsupported;
+mod update;
 mod vm;
 
-pub(crate) use annotations::ANNOTATIONS;
-pub(crate) use process::{capability, process};
+pub(crate) use accepts::{Verdict, mount_options, verdict};
+pub(crate) use annotations::{ANNOTATION_PREFIX, ANNOTATIONS};
+pub(crate) use process::{capabilities, capability, inherit, process};
+pub(crate) use update::limits;
 pub(crate) use vm::{FD_COUNT, FdIndex};
 
 /// What the plan needs to know besides the bundle and the configuration.
@@ -48,8 +55,10 @@ pub(crate) struct Circumstances<'a> {
 pub(crate) struct Plan {
     /// The VM; its descriptors are numbered by [`FdIndex`].
     pub(crate) vm: VmConfig,
-    /// The container, as the agent is told.
+    /// The container, as the agent is told; its filter of system calls is yet to be compiled.
     pub(crate) container: CreateContainer,
+    /// What that filter is compiled from.
+    pub(crate) seccomp: Option<Profile>,
     /// What the host does.
     pub(crate) host: HostWork,
     /// What the user asked for and does not get: one log line each.
@@ -146,19 +155,25 @@ pub(crate) fn plan(
         .process()
         .as_ref()
         .ok_or_else(|| PlanError::invalid("process", "must not be empty"))?;
-    let process = process::process(spec_process, "process", circumstances, &mut warnings)?;
+    let mut process = process::process(spec_process, "process", circumstances, &mut warnings)?;
+    // It is for what `exec` starts.
+    process.cpu_affinity = CpuAffinity::default();
     let resources = resources::resources(linux, circumstances, &mut warnings)?;
     let (root, root_share) = root(bundle, linux, circumstances.id)?;
     let mounts = mounts::mounts(bundle, circumstances.id, &mut warnings)?;
     let mut shares = vec![root_share];
     shares.extend(mounts.shares);
 
+    let namespaces = namespaces(linux, &mut warnings)?;
+    domain::check_memory_policy(linux, &mut warnings)?;
+
     let container = CreateContainer {
         id: circumstances.id.to_owned(),
         root,
         hostname: spec.hostname().clone().unwrap_or_default(),
         domainname: spec.domainname().clone().unwrap_or_default(),
-        namespaces: namespaces(linux, &mut warnings)?,
+        time_offsets: domain::time_offsets(linux, &namespaces)?,
+        namespaces,
         uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
         gid_mappings: id_mappings(linux.and_then(|linux| linux.gid_mappings().as_ref())),
         mounts: mounts.mounts,
@@ -167,6 +182,8 @@ pub(crate) fn plan(
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: sysctl(linux),
         cgroup: resources.cgroup,
+        seccomp: None,
+        personality: domain::personality(linux, &mut warnings),
         process,
     };
     let console = annotations.console.or_else(|| config.console.clone());
@@ -177,6 +194,7 @@ pub(crate) fn plan(
     Ok(Plan {
         vm: vm::vm_config(circumstances.id, config, size, console.is_some()),
         container,
+        seccomp: seccomp::profile(linux)?,
         host: HostWork {
             shares,
             console,

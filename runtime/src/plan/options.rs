@@ -20,30 +20,32 @@ pub(super) struct Options {
 }
 
 /// What one word does.
-enum Effect {
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Effect {
+    /// `MS_*` of `mount(2)` to set.
     Set(u64),
+    /// `MS_*` to clear.
     Clear(u64),
+    /// `MOUNT_ATTR_*` of `mount_setattr(2)` to set on all mounts below.
     RecursiveSet(u64),
+    /// `MOUNT_ATTR_*` to clear on all mounts below.
     RecursiveClear(u64),
+    /// A propagation.
     Propagation(u64),
+    /// The tmpfs starts with a copy of what it covers.
     CopyUp,
+    /// The mount's ids are mapped.
     IdMap,
+    /// Nothing: what one gets without any option.
+    Default,
 }
 
 /// Propagation called `name`: `MS_*` of `mount(2)`, with `MS_REC` for the recursive ones.
 pub(super) fn propagation(name: &str) -> Option<u64> {
-    let (recursive, name) = match name.strip_prefix('r') {
-        Some(rest) => (libc::MS_REC, rest),
-        None => (0, name),
-    };
-    let kind = match name {
-        "private" => libc::MS_PRIVATE,
-        "slave" => libc::MS_SLAVE,
-        "shared" => libc::MS_SHARED,
-        "unbindable" => libc::MS_UNBINDABLE,
-        _ => return None,
-    };
-    Some(kind | recursive)
+    match effect(name) {
+        Some(Effect::Propagation(kind)) => Some(kind),
+        _ => None,
+    }
 }
 
 /// Reads a list of options, later words overriding earlier ones.
@@ -52,8 +54,6 @@ pub(super) fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Options {
     for word in words {
         match effect(word) {
             Some(effect) => options.apply(effect),
-            // `defaults` is what one gets without any option.
-            None if word == "defaults" => {}
             None => {
                 if !options.data.is_empty() {
                     options.data.push(',');
@@ -83,6 +83,7 @@ impl Options {
             Effect::Propagation(kind) => self.propagation.push(kind),
             Effect::CopyUp => self.copy_up = true,
             Effect::IdMap => self.id_mapped = true,
+            Effect::Default => {}
         }
     }
 
@@ -96,83 +97,90 @@ impl Options {
     }
 }
 
+/// `MS_NOSYMFOLLOW`, Linux 5.10 (`linux/mount.h`); libc has no name for it.
+const MS_NOSYMFOLLOW: u64 = 0x100;
+
+/// Every word that is not left to the file system, with what it does, in the order of the
+/// alphabet; `lazaret features` lists them.
+pub(crate) const WORDS: &[(&str, Effect)] = &{
+    use Effect::{Clear, CopyUp, Default, IdMap, Propagation, RecursiveClear, RecursiveSet, Set};
+    [
+        ("acl", Set(libc::MS_POSIXACL)),
+        ("async", Clear(libc::MS_SYNCHRONOUS)),
+        ("atime", Clear(libc::MS_NOATIME)),
+        ("bind", Set(libc::MS_BIND)),
+        ("defaults", Default),
+        ("dev", Clear(libc::MS_NODEV)),
+        ("diratime", Clear(libc::MS_NODIRATIME)),
+        ("dirsync", Set(libc::MS_DIRSYNC)),
+        ("exec", Clear(libc::MS_NOEXEC)),
+        ("idmap", IdMap),
+        ("iversion", Set(libc::MS_I_VERSION)),
+        ("lazytime", Set(libc::MS_LAZYTIME)),
+        ("loud", Clear(libc::MS_SILENT)),
+        ("mand", Set(libc::MS_MANDLOCK)),
+        ("noacl", Clear(libc::MS_POSIXACL)),
+        ("noatime", Set(libc::MS_NOATIME)),
+        ("nodev", Set(libc::MS_NODEV)),
+        ("nodiratime", Set(libc::MS_NODIRATIME)),
+        ("noexec", Set(libc::MS_NOEXEC)),
+        ("noiversion", Clear(libc::MS_I_VERSION)),
+        ("nolazytime", Clear(libc::MS_LAZYTIME)),
+        ("nomand", Clear(libc::MS_MANDLOCK)),
+        ("norelatime", Clear(libc::MS_RELATIME)),
+        ("nostrictatime", Clear(libc::MS_STRICTATIME)),
+        ("nosuid", Set(libc::MS_NOSUID)),
+        ("nosymfollow", Set(MS_NOSYMFOLLOW)),
+        ("private", Propagation(libc::MS_PRIVATE)),
+        ("ratime", RecursiveClear(libc::MOUNT_ATTR_NOATIME)),
+        ("rbind", Set(libc::MS_BIND | libc::MS_REC)),
+        ("rdev", RecursiveClear(libc::MOUNT_ATTR_NODEV)),
+        ("rdiratime", RecursiveClear(libc::MOUNT_ATTR_NODIRATIME)),
+        ("relatime", Set(libc::MS_RELATIME)),
+        ("remount", Set(libc::MS_REMOUNT)),
+        ("rexec", RecursiveClear(libc::MOUNT_ATTR_NOEXEC)),
+        ("ridmap", IdMap),
+        ("rnoatime", RecursiveSet(libc::MOUNT_ATTR_NOATIME)),
+        ("rnodev", RecursiveSet(libc::MOUNT_ATTR_NODEV)),
+        ("rnodiratime", RecursiveSet(libc::MOUNT_ATTR_NODIRATIME)),
+        ("rnoexec", RecursiveSet(libc::MOUNT_ATTR_NOEXEC)),
+        ("rnorelatime", RecursiveClear(libc::MOUNT_ATTR_RELATIME)),
+        (
+            "rnostrictatime",
+            RecursiveClear(libc::MOUNT_ATTR_STRICTATIME),
+        ),
+        ("rnosuid", RecursiveSet(libc::MOUNT_ATTR_NOSUID)),
+        ("rnosymfollow", RecursiveSet(libc::MOUNT_ATTR_NOSYMFOLLOW)),
+        ("ro", Set(libc::MS_RDONLY)),
+        ("rprivate", Propagation(libc::MS_PRIVATE | libc::MS_REC)),
+        ("rrelatime", RecursiveSet(libc::MOUNT_ATTR_RELATIME)),
+        ("rro", RecursiveSet(libc::MOUNT_ATTR_RDONLY)),
+        ("rrw", RecursiveClear(libc::MOUNT_ATTR_RDONLY)),
+        ("rshared", Propagation(libc::MS_SHARED | libc::MS_REC)),
+        ("rslave", Propagation(libc::MS_SLAVE | libc::MS_REC)),
+        ("rstrictatime", RecursiveSet(libc::MOUNT_ATTR_STRICTATIME)),
+        ("rsuid", RecursiveClear(libc::MOUNT_ATTR_NOSUID)),
+        ("rsymfollow", RecursiveClear(libc::MOUNT_ATTR_NOSYMFOLLOW)),
+        (
+            "runbindable",
+            Propagation(libc::MS_UNBINDABLE | libc::MS_REC),
+        ),
+        ("rw", Clear(libc::MS_RDONLY)),
+        ("shared", Propagation(libc::MS_SHARED)),
+        ("silent", Set(libc::MS_SILENT)),
+        ("slave", Propagation(libc::MS_SLAVE)),
+        ("strictatime", Set(libc::MS_STRICTATIME)),
+        ("suid", Clear(libc::MS_NOSUID)),
+        ("symfollow", Clear(MS_NOSYMFOLLOW)),
+        ("sync", Set(libc::MS_SYNCHRONOUS)),
+        ("tmpcopyup", CopyUp),
+        ("unbindable", Propagation(libc::MS_UNBINDABLE)),
+    ]
+};
+
 fn effect(word: &str) -> Option<Effect> {
-    flag(word)
-        .or_else(|| attribute(word))
-        .or_else(|| propagation(word).map(Effect::Propagation))
-        .or(match word {
-            "tmpcopyup" => Some(Effect::CopyUp),
-            "idmap" | "ridmap" => Some(Effect::IdMap),
-            _ => None,
-        })
-}
-
-fn flag(word: &str) -> Option<Effect> {
-    use Effect::{Clear, Set};
-    /// `MS_NOSYMFOLLOW`, Linux 5.10 (`linux/mount.h`); libc has no name for it.
-    const MS_NOSYMFOLLOW: u64 = 0x100;
-    Some(match word {
-        "acl" => Set(libc::MS_POSIXACL),
-        "async" => Clear(libc::MS_SYNCHRONOUS),
-        "atime" => Clear(libc::MS_NOATIME),
-        "bind" => Set(libc::MS_BIND),
-        "dev" => Clear(libc::MS_NODEV),
-        "diratime" => Clear(libc::MS_NODIRATIME),
-        "dirsync" => Set(libc::MS_DIRSYNC),
-        "exec" => Clear(libc::MS_NOEXEC),
-        "iversion" => Set(libc::MS_I_VERSION),
-        "lazytime" => Set(libc::MS_LAZYTIME),
-        "loud" => Clear(libc::MS_SILENT),
-        "mand" => Set(libc::MS_MANDLOCK),
-        "noacl" => Clear(libc::MS_POSIXACL),
-        "noatime" => Set(libc::MS_NOATIME),
-        "nodev" => Set(libc::MS_NODEV),
-        "nodiratime" => Set(libc::MS_NODIRATIME),
-        "noexec" => Set(libc::MS_NOEXEC),
-        "noiversion" => Clear(libc::MS_I_VERSION),
-        "nolazytime" => Clear(libc::MS_LAZYTIME),
-        "nomand" => Clear(libc::MS_MANDLOCK),
-        "norelatime" => Clear(libc::MS_RELATIME),
-        "nostrictatime" => Clear(libc::MS_STRICTATIME),
-        "nosuid" => Set(libc::MS_NOSUID),
-        "nosymfollow" => Set(MS_NOSYMFOLLOW),
-        "rbind" => Set(libc::MS_BIND | libc::MS_REC),
-        "relatime" => Set(libc::MS_RELATIME),
-        "remount" => Set(libc::MS_REMOUNT),
-        "ro" => Set(libc::MS_RDONLY),
-        "rw" => Clear(libc::MS_RDONLY),
-        "silent" => Set(libc::MS_SILENT),
-        "strictatime" => Set(libc::MS_STRICTATIME),
-        "suid" => Clear(libc::MS_NOSUID),
-        "symfollow" => Clear(MS_NOSYMFOLLOW),
-        "sync" => Set(libc::MS_SYNCHRONOUS),
-        _ => return None,
-    })
-}
-
-fn attribute(word: &str) -> Option<Effect> {
-    use Effect::{RecursiveClear, RecursiveSet};
-    Some(match word {
-        "ratime" => RecursiveClear(libc::MOUNT_ATTR_NOATIME),
-        "rdev" => RecursiveClear(libc::MOUNT_ATTR_NODEV),
-        "rdiratime" => RecursiveClear(libc::MOUNT_ATTR_NODIRATIME),
-        "rexec" => RecursiveClear(libc::MOUNT_ATTR_NOEXEC),
-        "rnoatime" => RecursiveSet(libc::MOUNT_ATTR_NOATIME),
-        "rnodev" => RecursiveSet(libc::MOUNT_ATTR_NODEV),
-        "rnodiratime" => RecursiveSet(libc::MOUNT_ATTR_NODIRATIME),
-        "rnoexec" => RecursiveSet(libc::MOUNT_ATTR_NOEXEC),
-        "rnorelatime" => RecursiveClear(libc::MOUNT_ATTR_RELATIME),
-        "rnostrictatime" => RecursiveClear(libc::MOUNT_ATTR_STRICTATIME),
-        "rnosuid" => RecursiveSet(libc::MOUNT_ATTR_NOSUID),
-        "rnosymfollow" => RecursiveSet(libc::MOUNT_ATTR_NOSYMFOLLOW),
-        "rrelatime" => RecursiveSet(libc::MOUNT_ATTR_RELATIME),
-        "rro" => RecursiveSet(libc::MOUNT_ATTR_RDONLY),
-        "rrw" => RecursiveClear(libc::MOUNT_ATTR_RDONLY),
-        "rstrictatime" => RecursiveSet(libc::MOUNT_ATTR_STRICTATIME),
-        "rsuid" => RecursiveClear(libc::MOUNT_ATTR_NOSUID),
-        "rsymfollow" => RecursiveClear(libc::MOUNT_ATTR_NOSYMFOLLOW),
-        _ => return None,
-    })
+    let found = WORDS.binary_search_by_key(&word, |(name, _)| name);
+    found.ok().map(|index| WORDS[index].1)
 }
 
 #[cfg(test)]
@@ -186,6 +194,14 @@ mod tests {
         let options = parse(["nosuid", "strictatime", "mode=755", "size=65536k"]);
         assert_eq!(options.flags, libc::MS_NOSUID | libc::MS_STRICTATIME);
         assert_eq!(options.data, "mode=755,size=65536k");
+    }
+
+    #[test]
+    fn words_are_in_order_so_that_each_is_found() {
+        assert!(WORDS.is_sorted_by_key(|(name, _)| name));
+        for (name, _) in WORDS {
+            assert!(effect(name).is_some(), "{name}");
+        }
     }
 
     #[test]

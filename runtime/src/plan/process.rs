@@ -6,7 +6,7 @@ use lazaret_protocol::{
 };
 use oci_spec::runtime::{self as oci, Capability, PosixRlimitType};
 
-use super::{Circumstances, PlanError};
+use super::{Circumstances, PlanError, scheduling};
 
 /// What the kernel takes as `oom_score_adj` (`proc(5)`).
 const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
@@ -21,7 +21,7 @@ pub(crate) fn process(
     circumstances: Circumstances<'_>,
     warnings: &mut Vec<String>,
 ) -> Result<Process, PlanError> {
-    check_unsupported(spec, field, warnings)?;
+    warn_of_unsupported(spec, field, warnings);
     let args = spec.args().clone().unwrap_or_default();
     if args.is_empty() {
         return Err(PlanError::invalid(
@@ -48,37 +48,53 @@ pub(crate) fn process(
         terminal: terminal.then(|| terminal_size(spec, circumstances.terminal_size)),
         stdio: circumstances.stdio,
         user: user(spec.user(), field)?,
-        capabilities: spec.capabilities().as_ref().map(capabilities),
+        capabilities: capability_sets(spec),
         rlimits: rlimits(spec, field)?,
         no_new_privileges: spec.no_new_privileges().unwrap_or(false),
         oom_score_adj: spec.oom_score_adj(),
+        scheduler: scheduling::scheduler(spec, field)?,
+        io_priority: scheduling::io_priority(spec, field)?,
+        cpu_affinity: scheduling::cpu_affinity(spec, field)?,
     })
 }
 
-fn check_unsupported(
-    spec: &oci::Process,
-    field: &str,
-    warnings: &mut Vec<String>,
-) -> Result<(), PlanError> {
-    for (name, present, what) in [
-        (
-            "scheduler",
-            spec.scheduler().is_some(),
-            "a scheduling policy is",
-        ),
-        (
-            "ioPriority",
-            spec.io_priority().is_some(),
-            "an I/O priority is",
-        ),
-        (
-            "execCPUAffinity",
-            spec.exec_cpu_affinity().is_some(),
-            "CPU affinity is",
-        ),
+/// The process to `exec` with what it leaves open filled in from the container's own, as runc does:
+/// runtime-spec, config, "Process", says only what a container's first process gets.
+pub(crate) fn inherit(mut process: oci::Process, container: &oci::Process) -> oci::Process {
+    if process.capabilities().is_none() {
+        process.set_capabilities(container.capabilities().clone());
+    }
+    if process.rlimits().as_ref().is_none_or(Vec::is_empty) {
+        process.set_rlimits(container.rlimits().clone());
+    }
+    if process.oom_score_adj().is_none() {
+        process.set_oom_score_adj(container.oom_score_adj());
+    }
+    if process.scheduler().is_none() {
+        process.set_scheduler(container.scheduler().clone());
+    }
+    if process.io_priority().is_none() {
+        process.set_io_priority(*container.io_priority());
+    }
+    if process.exec_cpu_affinity().is_none() {
+        process.set_exec_cpu_affinity(container.exec_cpu_affinity().clone());
+    }
+    if process.user().umask().is_none() {
+        let umask = container.user().umask();
+        process.user_mut().set_umask(umask);
+    }
+    process
+}
+
+fn warn_of_unsupported(spec: &oci::Process, field: &str, warnings: &mut Vec<String>) {
+    for (name, value) in [
+        ("user.username", spec.user().username()),
+        ("commandLine", spec.command_line()),
     ] {
-        if present {
-            return Err(PlanError::unsupported(format!("{field}.{name}"), what));
+        if value.as_ref().is_some_and(|value| !value.is_empty()) {
+            warnings.push(format!(
+                "{field}.{name}: ignored, this is a Linux container"
+            ));
         }
     }
     for (name, value, module) in [
@@ -91,7 +107,6 @@ fn check_unsupported(
             ));
         }
     }
-    Ok(())
 }
 
 /// The kernel's strings end at the first NUL: one inside would cut off what follows.
@@ -147,7 +162,11 @@ fn user(user: &oci::User, field: &str) -> Result<User, PlanError> {
     })
 }
 
-fn capabilities(sets: &oci::LinuxCapabilities) -> Capabilities {
+/// The capability sets; without any, as in runc, the process has none.
+fn capability_sets(spec: &oci::Process) -> Capabilities {
+    let Some(sets) = spec.capabilities() else {
+        return Capabilities::default();
+    };
     let bits = |set: &Option<oci::Capabilities>| {
         set.iter()
             .flatten()
@@ -172,6 +191,60 @@ pub(crate) fn capability(name: &str) -> Option<u64> {
     };
     let capability = serde_json::from_value::<Capability>(full.into()).ok()?;
     Some(1 << number(capability))
+}
+
+/// All capabilities in the order of their numbers (`linux/capability.h`).
+const CAPABILITIES: [Capability; 41] = [
+    Capability::Chown,
+    Capability::DacOverride,
+    Capability::DacReadSearch,
+    Capability::Fowner,
+    Capability::Fsetid,
+    Capability::Kill,
+    Capability::Setgid,
+    Capability::Setuid,
+    Capability::Setpcap,
+    Capability::LinuxImmutable,
+    Capability::NetBindService,
+    Capability::NetBroadcast,
+    Capability::NetAdmin,
+    Capability::NetRaw,
+    Capability::IpcLock,
+    Capability::IpcOwner,
+    Capability::SysModule,
+    Capability::SysRawio,
+    Capability::SysChroot,
+    Capability::SysPtrace,
+    Capability::SysPacct,
+    Capability::SysAdmin,
+    Capability::SysBoot,
+    Capability::SysNice,
+    Capability::SysResource,
+    Capability::SysTime,
+    Capability::SysTtyConfig,
+    Capability::Mknod,
+    Capability::Lease,
+    Capability::AuditWrite,
+    Capability::AuditControl,
+    Capability::Setfcap,
+    Capability::MacOverride,
+    Capability::MacAdmin,
+    Capability::Syslog,
+    Capability::WakeAlarm,
+    Capability::BlockSuspend,
+    Capability::AuditRead,
+    Capability::Perfmon,
+    Capability::Bpf,
+    Capability::CheckpointRestore,
+];
+
+/// Names of all capabilities, in the order of their numbers.
+pub(crate) fn capabilities() -> Vec<String> {
+    let names = CAPABILITIES.iter().map(|capability| {
+        let name = serde_json::to_value(capability).ok()?;
+        Some(name.as_str()?.to_owned())
+    });
+    names.flatten().collect()
 }
 
 /// Number of a capability (`linux/capability.h`).
@@ -263,5 +336,18 @@ fn resource(kind: PosixRlimitType) -> u32 {
         PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
         PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
         PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_are_listed_by_their_numbers() {
+        let numbers = CAPABILITIES.iter().map(|&capability| number(capability));
+        assert!(numbers.eq(0..41));
+        assert_eq!(capabilities()[21], "CAP_SYS_ADMIN");
+        assert_eq!(capability("checkpoint_restore"), Some(1 << 40));
     }
 }

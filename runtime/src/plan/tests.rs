@@ -84,6 +84,17 @@ fn golden_everything() {
             json!({"uid": 1, "gid": 2, "umask": 63, "additionalGids": [3, 4]}),
         );
         set(config, "/process/oomScoreAdj", json!(-500));
+        set(
+            config,
+            "/process/scheduler",
+            json!({"policy": "SCHED_DEADLINE", "runtime": 1_000_000, "deadline": 2_000_000,
+                   "period": 3_000_000, "flags": ["SCHED_RESET_ON_FORK", "SCHED_FLAG_RECLAIM"]}),
+        );
+        set(
+            config,
+            "/process/ioPriority",
+            json!({"class": "IOPRIO_CLASS_RT", "priority": 3}),
+        );
         set(config, "/root", json!({"path": "/abs/rootfs"}));
         set(config, "/domainname", json!("example.org"));
         set(
@@ -109,8 +120,23 @@ fn golden_everything() {
             json!({
                 "namespaces": [
                     {"type": "pid"}, {"type": "network"}, {"type": "ipc"}, {"type": "uts"},
-                    {"type": "mount"}, {"type": "cgroup"}, {"type": "user"},
+                    {"type": "mount"}, {"type": "cgroup"}, {"type": "user"}, {"type": "time"},
                 ],
+                "timeOffsets": {"boottime": {"secs": -1}, "monotonic": {"nanosecs": 7}},
+                "personality": {"domain": "LINUX32"},
+                "seccomp": {
+                    "defaultAction": "SCMP_ACT_ERRNO",
+                    "defaultErrnoRet": 38,
+                    "architectures": ["SCMP_ARCH_X86_64", "SCMP_ARCH_X86"],
+                    "flags": ["SECCOMP_FILTER_FLAG_LOG"],
+                    "syscalls": [
+                        {"names": ["read", "write"], "action": "SCMP_ACT_ALLOW"},
+                        {"names": ["kill"], "action": "SCMP_ACT_ERRNO", "errnoRet": 3, "args": [
+                            {"index": 1, "value": 9, "op": "SCMP_CMP_EQ"},
+                            {"index": 0, "value": 1, "valueTwo": 1, "op": "SCMP_CMP_MASKED_EQ"},
+                        ]},
+                    ],
+                },
                 "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 10}],
                 "gidMappings": [{"containerID": 0, "hostID": 2000, "size": 20}],
                 "devices": [
@@ -176,8 +202,48 @@ fn every_refusal_names_its_field() {
         ),
         (
             "/process/ioPriority",
-            json!({"class": "IOPRIO_CLASS_BE"}),
-            "process.ioPriority: an I/O priority is not supported",
+            json!({"class": "IOPRIO_CLASS_BE", "priority": 8}),
+            "process.ioPriority.priority: must be a number from 0 to 7",
+        ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_ISO"}),
+            "process.scheduler.policy: SCHED_ISO, which Linux has never had, is not supported",
+        ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_OTHER", "nice": 20}),
+            "process.scheduler.nice: must be a number from -20 to 19",
+        ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_FIFO"}),
+            "process.scheduler.priority: must be a number from 1 to 99 for SCHED_FIFO",
+        ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_BATCH", "priority": 1}),
+            "process.scheduler.priority: is only for SCHED_FIFO and SCHED_RR",
+        ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_RR", "priority": 1, "deadline": 5}),
+            "process.scheduler.deadline: is only for SCHED_DEADLINE",
+        ),
+        (
+            "/process/scheduler",
+            json!({"policy": "SCHED_OTHER", "flags": ["SCHED_FLAG_UTIL_CLAMP_MAX"]}),
+            "process.scheduler.flags: SCHED_FLAG_UTIL_CLAMP_MAX, whose value the runtime-spec has no field for, is not supported",
+        ),
+        (
+            "/process/execCPUAffinity",
+            json!({"final": "3-1"}),
+            "process.execCPUAffinity.final: \"3-1\" is not a list of CPUs",
+        ),
+        (
+            "/process/execCPUAffinity",
+            json!({"initial": "0,1024"}),
+            "process.execCPUAffinity.initial: \"0,1024\" is not a list of CPUs",
         ),
         (
             "/process/rlimits",
@@ -196,8 +262,8 @@ fn every_refusal_names_its_field() {
         ),
         (
             "/linux/seccomp",
-            json!({"defaultAction": "SCMP_ACT_ERRNO"}),
-            "linux.seccomp: filtering system calls (podman, docker: --security-opt seccomp=unconfined) is not supported",
+            json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
+            "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY, which hands system calls to a listener, is not supported",
         ),
         (
             "/linux/intelRdt",
@@ -212,7 +278,33 @@ fn every_refusal_names_its_field() {
         (
             "/linux/timeOffsets",
             json!({"boottime": {"secs": 1}}),
-            "linux.timeOffsets: offsetting clocks is not supported",
+            "linux.timeOffsets: needs a new time namespace in linux.namespaces",
+        ),
+        (
+            "/linux/timeOffsets",
+            json!({"realtime": {"secs": 1}}),
+            "linux.timeOffsets[realtime]: must be \"monotonic\" or \"boottime\"",
+        ),
+        (
+            "/linux/timeOffsets",
+            json!({"monotonic": {"nanosecs": 1_000_000_000}}),
+            "linux.timeOffsets[monotonic].nanosecs: must be a number from 0 to 999999999",
+        ),
+        (
+            "/linux/memoryPolicy",
+            json!({"mode": "MPOL_BIND"}),
+            "linux.memoryPolicy.nodes: must not be empty for MPOL_BIND",
+        ),
+        (
+            "/linux/memoryPolicy",
+            json!({"mode": "MPOL_LOCAL", "nodes": "0"}),
+            "linux.memoryPolicy.nodes: must be empty for MPOL_LOCAL",
+        ),
+        (
+            "/linux/memoryPolicy",
+            json!({"mode": "MPOL_BIND", "nodes": "0",
+                   "flags": ["MPOL_F_STATIC_NODES", "MPOL_F_RELATIVE_NODES"]}),
+            "linux.memoryPolicy.flags: MPOL_F_STATIC_NODES and MPOL_F_RELATIVE_NODES exclude each other",
         ),
         (
             "/linux/rootfsPropagation",
@@ -341,6 +433,26 @@ fn what_is_not_done_is_said() {
             "/process/selinuxLabel",
             json!("x"),
             "process.selinuxLabel: not applied",
+        ),
+        (
+            "/process/user/username",
+            json!("x"),
+            "process.user.username: ignored, this is a Linux container",
+        ),
+        (
+            "/process/commandLine",
+            json!("x"),
+            "process.commandLine: ignored, this is a Linux container",
+        ),
+        (
+            "/linux/personality",
+            json!({"domain": "LINUX", "flags": ["X"]}),
+            "linux.personality.flags: \"X\" is unknown, ignored",
+        ),
+        (
+            "/linux/memoryPolicy",
+            json!({"mode": "MPOL_PREFERRED", "nodes": "0"}),
+            "linux.memoryPolicy: MPOL_PREFERRED is not applied, the guest has one memory node",
         ),
         (
             "/linux/cgroupsPath",
@@ -506,4 +618,57 @@ mod properties {
             let _ = planned(|config| set(config, "/linux/resources/cpu", json!({"cpus": list})));
         }
     }
+}
+
+/// What a process for `exec` leaves open comes from the container's.
+#[test]
+fn a_further_process_inherits() {
+    let parse = |value: Value| serde_json::from_value::<oci_spec::runtime::Process>(value).unwrap();
+    let container = parse(json!({
+        "cwd": "/", "user": {"uid": 1, "umask": 7},
+        "capabilities": {"bounding": ["CAP_KILL"]},
+        "rlimits": [{"type": "RLIMIT_CPU", "soft": 1, "hard": 2}],
+        "oomScoreAdj": 5, "scheduler": {"policy": "SCHED_BATCH"},
+        "ioPriority": {"class": "IOPRIO_CLASS_IDLE"}, "execCPUAffinity": {"final": "0"},
+        "noNewPrivileges": true, "env": ["A=1"],
+    }));
+    let mut expected = container.clone();
+    expected.set_no_new_privileges(None).set_env(None);
+    expected.user_mut().set_uid(0);
+    let given = parse(json!({"cwd": "/", "user": {}}));
+    assert_eq!(inherit(given, &container), expected);
+    let given = parse(json!({
+        "cwd": "/", "user": {"umask": 0}, "capabilities": {},
+        "rlimits": [{"type": "RLIMIT_CPU", "soft": 3, "hard": 4}],
+        "oomScoreAdj": 0, "scheduler": {"policy": "SCHED_OTHER"},
+        "ioPriority": {"class": "IOPRIO_CLASS_BE"}, "execCPUAffinity": {"final": "1"},
+    }));
+    assert_eq!(inherit(given.clone(), &container), given);
+}
+
+#[test]
+fn only_exec_is_bound_to_cpus() {
+    let affinity = json!({"initial": "0-2,7", "final": "1"});
+    let spec = json!({"cwd": "/", "user": {}, "args": ["x"], "execCPUAffinity": affinity});
+    let spec: oci_spec::runtime::Process = serde_json::from_value(spec).unwrap();
+    let of_exec = process(&spec, "process", circumstances(), &mut Vec::new()).unwrap();
+    assert_eq!(of_exec.cpu_affinity.initial, [0, 1, 2, 7]);
+    assert_eq!(of_exec.cpu_affinity.last, [1]);
+    let plan = planned(|config| set(config, "/process/execCPUAffinity", affinity)).unwrap();
+    assert_eq!(plan.container.process.cpu_affinity, CpuAffinity::default());
+}
+
+#[test]
+fn a_process_without_capabilities_has_none() {
+    let plan = planned(|config| {
+        config["process"]
+            .as_object_mut()
+            .unwrap()
+            .remove("capabilities");
+    });
+    let capabilities = plan.unwrap().container.process.capabilities;
+    assert_eq!(
+        capabilities,
+        lazaret_protocol::container::Capabilities::default()
+    );
 }

@@ -1,7 +1,7 @@
 //! What `config.json` can ask for and this version does not do. What the container would silently
 //! lack is refused; what only this machine or the VM makes meaningless is warned of.
 
-use oci_spec::runtime::{Hooks, Linux, LinuxSeccomp, LinuxSeccompAction, Spec};
+use oci_spec::runtime::{Hooks, Linux, Spec};
 
 use super::PlanError;
 
@@ -48,10 +48,6 @@ fn check_hooks(hooks: &Hooks) -> Result<(), PlanError> {
 }
 
 fn check_linux(linux: &Linux, warnings: &mut Vec<String>) -> Result<(), PlanError> {
-    if let Some(seccomp) = linux.seccomp() {
-        check_seccomp(seccomp)?;
-    }
-    let offsets = linux.time_offsets().as_ref();
     for (field, present, what) in [
         (
             "linux.intelRdt",
@@ -65,21 +61,6 @@ fn check_linux(linux: &Linux, warnings: &mut Vec<String>) -> Result<(), PlanErro
                 .as_ref()
                 .is_some_and(|map| !map.is_empty()),
             "moving network devices is",
-        ),
-        (
-            "linux.memoryPolicy",
-            linux.memory_policy().is_some(),
-            "a memory policy is",
-        ),
-        (
-            "linux.personality",
-            linux.personality().is_some(),
-            "a personality is",
-        ),
-        (
-            "linux.timeOffsets",
-            offsets.is_some_and(|offsets| !offsets.is_empty()),
-            "offsetting clocks is",
         ),
     ] {
         if present {
@@ -100,17 +81,4 @@ fn check_linux(linux: &Linux, warnings: &mut Vec<String>) -> Result<(), PlanErro
         warnings.push("linux.mountLabel: not applied, the guest kernel has no SELinux".to_owned());
     }
     Ok(())
-}
-
-/// A profile that allows everything is no loss; any other is the caller's wish to be protected.
-fn check_seccomp(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
-    let allows = seccomp.default_action() == LinuxSeccompAction::ScmpActAllow;
-    let syscalls = seccomp.syscalls().as_ref();
-    if allows && syscalls.is_none_or(Vec::is_empty) {
-        return Ok(());
-    }
-    Err(PlanError::unsupported(
-        "linux.seccomp",
-        "filtering system calls (podman, docker: --security-opt seccomp=unconfined) is",
-    ))
 }

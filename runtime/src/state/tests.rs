@@ -25,6 +25,8 @@ fn record(phase: Phase, monitor: ProcessId) -> Record {
         monitor,
         vmm: monitor,
         exit_code: None,
+        vm: None,
+        resources: Default::default(),
     }
 }
 

@@ -8,12 +8,14 @@ use lazaret_protocol::{
     container::{Process, User},
 };
 
-use super::{VerbError, launch, open, option_error, write_pid_file};
+use super::{
+    VerbError, launch, open, option_error, pidfd_socket::PidfdSocket, preserve_fds, write_pid_file,
+};
 use crate::{
     bundle::{self, Bundle},
     cli::{Exec, Global},
     log,
-    monitor::{self, ExecJob, session::HostStreams},
+    monitor::{self, ExecJob, Place, session::HostStreams},
     plan, signals,
     state::{StateDir, Status},
     terminal::{self, RawMode},
@@ -22,8 +24,14 @@ use crate::{
 /// # Errors
 /// [`VerbError`].
 pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
+    // Before this process opens anything under such a number.
+    preserve_fds::check(options.preserve_fds)?;
     let dir = open(global, &options.container_id)?;
     check(&dir, options)?;
+    let place = Place {
+        cgroup: sub_cgroup(&options.cgroup)?,
+        ignore_paused: options.ignore_paused,
+    };
     log::phase("state read");
     let spec = process(&dir, options)?;
     log::phase("plan made");
@@ -32,14 +40,18 @@ pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
         spec.terminal.is_some(),
         options.console_socket.as_deref(),
     )?;
+    let told = Told {
+        pidfd_socket: PidfdSocket::connect(options.pidfd_socket.as_deref())?,
+        pid_file: options.pid_file.as_deref(),
+    };
     let process = ProcessRef {
         container: dir.id().as_str().to_owned(),
         exec: Some(new_id()),
     };
     if options.detach {
-        detached(&dir, process, spec, options)
+        detached(&dir, process, spec, place, options, told)
     } else {
-        foreground(&dir, &process, &spec, options.pid_file.as_deref())
+        foreground(&dir, &process, &spec, place, told)
     }
 }
 
@@ -55,23 +67,49 @@ fn check(dir: &StateDir, options: &Exec) -> Result<(), VerbError> {
     if let Some(reason) = refused {
         return Err(VerbError::WrongStatus(reason.to_owned()));
     }
-    if options.preserve_fds != 0 {
-        return Err(option_error(
-            "--preserve-fds",
-            "descriptors cannot be passed into a VM",
-        ));
-    }
-    if !options.cgroup.is_empty() {
-        return Err(option_error("--cgroup", "sub-cgroups are not supported"));
-    }
     Ok(())
+}
+
+/// The sub-cgroup that `--cgroup` names: a guest has cgroup v2 only, hence one path at most.
+fn sub_cgroup(given: &[String]) -> Result<&str, VerbError> {
+    let invalid = |text: &str, why: &str| {
+        VerbError::WrongStatus(format!("invalid --cgroup argument: {text}{why}"))
+    };
+    match given {
+        [] => Ok(""),
+        [path] => match path.split(':').collect::<Vec<_>>()[..] {
+            // As runc: on cgroup v2 a named controller is not one of its cgroups.
+            [_, _] => Err(invalid(path, " (a guest has cgroup v2: give a path alone)")),
+            [path] => Ok(path),
+            _ => Err(invalid(path, "")),
+        },
+        [first, ..] => Err(invalid(first, " (missing <controller>: prefix)")),
+    }
+}
+
+/// Who is told the process that stands for the new one.
+struct Told<'a> {
+    pidfd_socket: Option<PidfdSocket>,
+    pid_file: Option<&'a Path>,
+}
+
+impl Told<'_> {
+    fn tell(&self, pid: i32) -> Result<(), VerbError> {
+        if let Some(socket) = &self.pidfd_socket {
+            socket.send(pid)?;
+        }
+        self.pid_file
+            .map_or(Ok(()), |path| write_pid_file(path, pid))
+    }
 }
 
 fn detached(
     dir: &StateDir,
     process: ProcessRef,
     spec: Process,
+    place: Place<'_>,
     options: &Exec,
+    told: Told<'_>,
 ) -> Result<u8, VerbError> {
     let console = options
         .console_socket
@@ -82,11 +120,10 @@ fn detached(
         dir,
         process,
         spec,
+        place,
         console,
     })?;
-    if let Some(path) = &options.pid_file {
-        write_pid_file(path, pid)?;
-    }
+    told.tell(pid)?;
     Ok(0)
 }
 
@@ -94,7 +131,8 @@ fn foreground(
     dir: &StateDir,
     process: &ProcessRef,
     spec: &Process,
-    pid_file: Option<&Path>,
+    place: Place<'_>,
+    told: Told<'_>,
 ) -> Result<u8, VerbError> {
     signals::block();
     let raw = spec
@@ -102,10 +140,8 @@ fn foreground(
         .and_then(|_| terminal::of_caller())
         .map(RawMode::enter)
         .transpose()?;
-    let session = monitor::exec_session(dir, process, spec, HostStreams::Inherited)?;
-    if let Some(path) = pid_file {
-        write_pid_file(path, rustix::process::getpid().as_raw_nonzero().get())?;
-    }
+    let session = monitor::exec_session(dir, process, spec, place, HostStreams::Inherited)?;
+    told.tell(rustix::process::getpid().as_raw_nonzero().get())?;
     let result = session.run();
     log::phase("process has ended");
     drop(raw);
@@ -119,16 +155,18 @@ fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
     let process = if let Some(file) = &options.process {
         let (spec, passed_over) = bundle::load_process(file)?;
         warnings = passed_over;
+        let spec = match containers_own(dir)? {
+            Some(own) => plan::inherit(spec, &own),
+            None => spec,
+        };
         plan::process(&spec, "process", circumstances, &mut warnings)?
     } else {
         if options.command.is_empty() {
-            return Err(option_error("exec", "the command must not be empty"));
+            return Err(VerbError::WrongStatus(
+                "process args cannot be empty".to_owned(),
+            ));
         }
-        let Some(record) = dir.read()? else {
-            return Err(VerbError::WrongStatus("container not running".to_owned()));
-        };
-        let bundle = Bundle::load(&record.bundle)?;
-        let mut spec = bundle.spec.process().clone().unwrap_or_default();
+        let mut spec = containers_own(dir)?.unwrap_or_default();
         spec.set_args(Some(options.command.clone()));
         spec.set_terminal(Some(options.tty));
         spec.set_console_size(None);
@@ -151,6 +189,14 @@ fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
     Ok(process)
 }
 
+/// The process of the container's bundle.
+fn containers_own(dir: &StateDir) -> Result<Option<oci_spec::runtime::Process>, VerbError> {
+    let Some(record) = dir.read()? else {
+        return Err(VerbError::WrongStatus("container not running".to_owned()));
+    };
+    Ok(Bundle::load(&record.bundle)?.spec.process().clone())
+}
+
 fn apply(options: &Exec, process: &mut Process) -> Result<(), VerbError> {
     process.env.extend(options.env.iter().cloned());
     process.no_new_privileges |= options.no_new_privs;
@@ -161,7 +207,7 @@ fn apply(options: &Exec, process: &mut Process) -> Result<(), VerbError> {
         .user
         .additional_gids
         .extend(&options.additional_gids);
-    let sets = process.capabilities.get_or_insert_default();
+    let sets = &mut process.capabilities;
     for name in &options.cap {
         let bit = plan::capability(name)
             .ok_or_else(|| option_error("--cap", format!("unknown capability {name:?}")))?;

@@ -2,7 +2,7 @@
 
 use lazaret_protocol::agent::{ProcessRef, Request};
 
-use super::{VerbError, open_live, option_error};
+use super::{VerbError, open_live};
 use crate::{
     agent::Agent,
     cli::{Global, Kill},
@@ -16,7 +16,7 @@ const SIGNAL_MAX: i32 = 64;
 pub(super) fn run(global: &Global, options: &Kill) -> Result<u8, VerbError> {
     let (dir, _) = open_live(global, &options.container_id)?;
     let signal = number(&options.signal)
-        .ok_or_else(|| option_error("kill", format!("unknown signal {:?}", options.signal)))?;
+        .ok_or_else(|| VerbError::WrongStatus(format!("unknown signal {:?}", options.signal)))?;
     Agent::new(&dir).done(&Request::Signal {
         process: ProcessRef {
             container: dir.id().as_str().to_owned(),

@@ -2,7 +2,11 @@
 
 use std::{os::unix::net::UnixStream, path::Path};
 
-use super::{VerbError, option_error, store, write_pid_file};
+use oci_spec::runtime::{LinuxResources, Spec};
+
+use super::{
+    VerbError, option_error, pidfd_socket::PidfdSocket, preserve_fds, store, write_pid_file,
+};
 use crate::{
     bundle::Bundle,
     cli::{Create, Global},
@@ -11,7 +15,7 @@ use crate::{
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
     process::ProcessId,
-    state::{ContainerId, Phase, Record, StateDir},
+    state::{ContainerId, Phase, Record, StateDir, VmSize},
     terminal, time,
 };
 
@@ -22,6 +26,7 @@ pub(super) struct Prepared {
     plan: Plan,
     record: Record,
     console: Option<UnixStream>,
+    pidfd_socket: Option<PidfdSocket>,
 }
 
 /// How far to take a container.
@@ -53,12 +58,12 @@ pub(super) fn prepare(
     detached: bool,
 ) -> Result<Prepared, VerbError> {
     let id = ContainerId::new(&options.container_id)?;
-    if options.preserve_fds != 0 {
-        return Err(option_error(
-            "--preserve-fds",
-            "descriptors cannot be passed into a VM",
-        ));
-    }
+    preserve_fds::check(options.preserve_fds)?;
+    preserve_fds::check_activation(
+        |name| std::env::var(name).ok(),
+        rustix::process::getpid().as_raw_nonzero().get(),
+    )?;
+    let pidfd_socket = PidfdSocket::connect(options.pidfd_socket.as_deref())?;
     let config = Config::load(global.config.as_deref())?;
     log::phase("configuration read");
     let bundle = Bundle::load(&options.bundle)?;
@@ -72,6 +77,7 @@ pub(super) fn prepare(
         .as_deref()
         .map(terminal::connect_console)
         .transpose()?;
+    let resources = limits_of(&bundle.spec);
     let rootfs = plan.host.shares[0].source.clone();
     let annotations = bundle.spec.annotations().iter().flatten();
     let nobody = ProcessId {
@@ -89,6 +95,11 @@ pub(super) fn prepare(
         monitor: nobody,
         vmm: nobody,
         exit_code: None,
+        vm: Some(VmSize {
+            memory_mib: plan.vm.memory_mib,
+            vcpus: plan.vm.vcpus,
+        }),
+        resources,
         bundle: bundle.path,
     };
     log::phase("plan made");
@@ -98,7 +109,17 @@ pub(super) fn prepare(
         plan,
         record,
         console,
+        pidfd_socket,
     })
+}
+
+/// What `update` starts from.
+fn limits_of(spec: &Spec) -> LinuxResources {
+    let linux = spec.linux().as_ref();
+    let resources = linux.and_then(|linux| linux.resources().clone());
+    let mut resources = resources.unwrap_or_default();
+    resources.set_devices(None);
+    resources
 }
 
 impl Prepared {
@@ -133,9 +154,12 @@ impl Prepared {
         for warning in warnings {
             tracing::warn!(id = self.id.as_str(), "{warning}");
         }
-        if let Some(path) = pid_file
-            && let Err(error) = write_pid_file(path, pid)
-        {
+        let told = match &self.pidfd_socket {
+            Some(socket) => socket.send(pid),
+            None => Ok(()),
+        };
+        let told = told.and_then(|()| pid_file.map_or(Ok(()), |path| write_pid_file(path, pid)));
+        if let Err(error) = told {
             super::delete::take_down(&dir)?;
             return Err(error);
         }

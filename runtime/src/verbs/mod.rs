@@ -19,17 +19,22 @@ use crate::{
 mod check;
 mod create;
 mod delete;
+mod events;
 mod exec;
+mod features;
 mod foreground;
 mod kill;
 mod launch;
 mod list;
 mod pause;
+mod pidfd_socket;
+mod preserve_fds;
 mod ps;
 mod run;
 mod spec;
 mod start;
 mod state;
+mod update;
 mod version;
 
 /// Why a verb did not do what it says. The wording about states is runc's.
@@ -133,16 +138,19 @@ pub(crate) fn run(cli: Cli) -> Result<u8, VerbError> {
         Verb::Resume(options) => pause::resume(&global, &options),
         Verb::Check(options) => check::run(&global, &options),
         Verb::Version => version::run(),
-        Verb::Events(_) => Err(not_yet("events")),
-        Verb::Update(_) => Err(not_yet("update")),
-        Verb::Features(_) => Err(not_yet("features")),
+        Verb::Events(options) => events::run(&global, &options),
+        Verb::Update(options) => update::run(&global, &options),
+        Verb::Features => features::run(),
         Verb::Checkpoint(_) => Err(not_yet("checkpoint")),
         Verb::Restore(_) => Err(not_yet("restore")),
     }
 }
 
 fn not_yet(verb: &'static str) -> VerbError {
-    option_error(verb, "not supported by this version of lazaret")
+    option_error(
+        verb,
+        "not supported yet: a later version of lazaret will save and restore whole VMs",
+    )
 }
 
 fn check_global(global: &mut Global) -> Result<(), VerbError> {
@@ -152,15 +160,7 @@ fn check_global(global: &mut Global) -> Result<(), VerbError> {
             "placing containers in systemd's cgroups is not supported",
         ));
     }
-    if global.criu.is_some() {
-        return Err(option_error("--criu", "checkpoints are not supported"));
-    }
-    if !matches!(global.rootless.as_str(), "auto" | "false") {
-        return Err(option_error(
-            "--rootless",
-            "only auto and false are supported: lazaret needs root",
-        ));
-    }
+    check_rootless(&global.rootless)?;
     // The monitor leaves the working directory.
     let root = std::path::absolute(&global.root);
     global.root = root.map_err(|source| VerbError::Io {
@@ -169,6 +169,19 @@ fn check_global(global: &mut Global) -> Result<(), VerbError> {
         source,
     })?;
     Ok(())
+}
+
+/// Reads what Go reads as a Boolean, and `auto`.
+fn check_rootless(value: &str) -> Result<(), VerbError> {
+    match value {
+        "0" | "f" | "F" | "false" | "FALSE" | "False" | "" => Ok(()),
+        auto if auto.eq_ignore_ascii_case("auto") => Ok(()),
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Err(option_error(
+            "--rootless",
+            "not supported: lazaret needs root, for the mounts it gives its virtual machines",
+        )),
+        _ => Err(option_error("--rootless", "must be true, false or auto")),
+    }
 }
 
 fn store(global: &Global) -> Store {

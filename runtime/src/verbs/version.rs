@@ -3,7 +3,7 @@
 use super::{VerbError, print};
 
 /// Version of the runtime-spec whose fields are known; all of version 1 is accepted.
-const SPEC: &str = "1.2.1";
+pub(super) const SPEC: &str = "1.3.0";
 
 /// # Errors
 /// [`VerbError::Io`].

@@ -111,7 +111,7 @@ fn wrong_calls() {
     for (arguments, message) in [
         (
             &["exec", "c"][..],
-            "exec failed: exec: the command must not be empty",
+            "exec failed: process args cannot be empty",
         ),
         (
             &["exec", "nope", "true"],
@@ -127,7 +127,19 @@ fn wrong_calls() {
         ),
         (
             &["exec", "--preserve-fds", "1", "c", "true"],
-            "exec failed: --preserve-fds: descriptors cannot be passed into a VM",
+            "exec failed: unable to stat preserved-fd 0 (of 1): stat /proc/self/fd/3: no such file or directory",
+        ),
+        (
+            &["exec", "--cgroup", "cpu:x", "c", "true"],
+            "exec failed: invalid --cgroup argument: cpu:x (a guest has cgroup v2: give a path alone)",
+        ),
+        (
+            &["exec", "--cgroup", "a:b:c", "c", "true"],
+            "exec failed: invalid --cgroup argument: a:b:c",
+        ),
+        (
+            &["exec", "--cgroup", "a", "--cgroup", "b", "c", "true"],
+            "exec failed: invalid --cgroup argument: a (missing <controller>: prefix)",
         ),
         (
             &["exec", "-d", "-t", "c", "true"],

@@ -24,8 +24,8 @@ use std::{
 use lazaret_protocol::{
     VERSION,
     agent::{
-        Answer, ExitStatus, Failure, FailureKind, ProcessRef, READY_PORT, Ready, Reply, Request,
-        StdStream,
+        Answer, ExitStatus, Failure, FailureKind, ProcessEntry, ProcessList, ProcessRef,
+        READY_PORT, Ready, Reply, Request, StdStream,
     },
     container::{Process, Stdio},
     frame,
@@ -94,6 +94,7 @@ pub(crate) fn serve(launch_fd: i32) -> ! {
         share: share.unwrap(),
         processes: Mutex::default(),
         deaf: mode == "deaf",
+        cgroup: Arc::default(),
     });
     thread::spawn(move || {
         for connection in listener.incoming() {
@@ -180,6 +181,8 @@ struct Agent {
     share: OwnedFd,
     processes: Mutex<HashMap<ProcessRef, Running>>,
     deaf: bool,
+    /// Files of the containers' cgroup; word of each change.
+    cgroup: Arc<(Mutex<HashMap<String, String>>, Condvar)>,
 }
 
 fn failure(kind: FailureKind, message: &str) -> Reply {
@@ -230,7 +233,7 @@ impl Agent {
                 container,
                 exec: None,
             }),
-            Request::Exec { process, spec } => {
+            Request::Exec { process, spec, .. } => {
                 self.make(process.clone(), *spec)?;
                 self.start(&process)?;
                 Ok(Answer::Process { pid: 1 })
@@ -251,9 +254,55 @@ impl Agent {
                 rustix::termios::tcsetwinsize(terminal, size).unwrap();
                 Ok(Answer::Done)
             }
-            Request::ListProcesses { .. } => Ok(Answer::Processes(vec![7, 8])),
+            Request::ListProcesses { after, .. } => Ok(Answer::Processes(list(after))),
+            Request::ReadCgroup { files, .. } => {
+                let cgroup = self.cgroup.0.lock().unwrap();
+                let contents = files.iter().map(|name| cgroup.get(name).cloned());
+                Ok(Answer::Files(contents.collect()))
+            }
+            Request::UpdateCgroup { files, .. } => self.update(files),
+            Request::WatchOom { container, seen } => self.watch_oom(container, seen),
             Request::Pause { .. } | Request::Resume { .. } | Request::Shutdown => Ok(Answer::Done),
             other => panic!("unexpected {other:?}"),
+        }
+    }
+
+    fn update(&self, files: Vec<(String, String)>) -> Reply {
+        if let Some((name, _)) = files.iter().find(|(_, value)| value == "refused") {
+            return failure(FailureKind::System, &format!("write to {name}: refused"));
+        }
+        self.cgroup.0.lock().unwrap().extend(files);
+        self.cgroup.1.notify_all();
+        Ok(Answer::Done)
+    }
+
+    fn watch_oom(&self, container: String, seen: u64) -> Reply {
+        let init = ProcessRef {
+            container,
+            exec: None,
+        };
+        let ended = self.processes.lock().unwrap()[&init].ended.clone();
+        let cgroup = self.cgroup.clone();
+        // So that the end wakes the watch.
+        thread::spawn(move || {
+            let mut status = ended.0.lock().unwrap();
+            while status.is_none() {
+                status = ended.1.wait(status).unwrap();
+            }
+            let ended = ("ended".to_owned(), String::new());
+            cgroup.0.lock().unwrap().extend([ended]);
+            cgroup.1.notify_all();
+        });
+        let mut cgroup = self.cgroup.0.lock().unwrap();
+        loop {
+            let kills = cgroup.get("fake.kills").map(|text| text.parse().unwrap());
+            match kills {
+                Some(kills) if kills > seen => return Ok(Answer::OomKills(kills)),
+                _ if cgroup.contains_key("ended") => {
+                    return Ok(Answer::Exited(ExitStatus::Exited(0)));
+                }
+                _ => cgroup = self.cgroup.1.wait(cgroup).unwrap(),
+            }
         }
     }
 
@@ -394,6 +443,24 @@ impl Agent {
             StdStream::Stderr => ours.remove("stderr").unwrap(),
             StdStream::Terminal => ours["terminal"].try_clone().unwrap(),
         }
+    }
+}
+
+/// Two processes, one in each answer.
+fn list(after: u32) -> ProcessList {
+    let stat = |pid: u32| {
+        format!("{pid} (sh) S 1 {pid} {pid} 0 -1 0 0 0 0 0 150 50 0 0 20 0 1 0 0 2097152 256")
+    };
+    let entry = |pid| ProcessEntry {
+        pid,
+        uid: 0,
+        stat: stat(pid),
+        command: format!("sh -c {pid}"),
+    };
+    let next = [7, 8].into_iter().find(|&pid| pid > after);
+    ProcessList {
+        uptime_ms: 10_000,
+        processes: next.map(entry).into_iter().collect(),
     }
 }
 

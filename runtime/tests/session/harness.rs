@@ -155,11 +155,15 @@ impl Place {
         i32::try_from(self.state(id)["pid"].as_i64().unwrap()).unwrap()
     }
 
+    /// The content of `state.json`.
+    pub(crate) fn record(&self, id: &str) -> Value {
+        let text = fs::read_to_string(self.root.join(id).join("state.json")).unwrap();
+        serde_json::from_str(&text).unwrap()
+    }
+
     /// Pid of the fake VMM, from the record.
     pub(crate) fn vmm(&self, id: &str) -> i32 {
-        let text = fs::read_to_string(self.root.join(id).join("state.json")).unwrap();
-        let record: Value = serde_json::from_str(&text).unwrap();
-        i32::try_from(record["vmm"]["pid"].as_i64().unwrap()).unwrap()
+        i32::try_from(self.record(id)["vmm"]["pid"].as_i64().unwrap()).unwrap()
     }
 
     pub(crate) fn wait_status(&self, id: &str, status: &str) {

@@ -9,6 +9,7 @@ mod exec;
 mod fake;
 mod harness;
 mod lifecycle;
+mod limits;
 mod loss;
 mod share;
 mod streams;

@@ -41,6 +41,10 @@ pub(crate) struct Case {
     pub(crate) kinds: &'static [Kind],
     /// Why not under the others.
     pub(crate) reason: &'static str,
+    /// Requirements of the runtime-spec that it proves: ids of the catalogue in `conformance/`.
+    pub(crate) covers: &'static [&'static str],
+    /// Which of the runtimes that differ is right, and why.
+    pub(crate) right: &'static str,
 }
 
 impl Case {
@@ -54,6 +58,8 @@ impl Case {
             timeout_s: 120,
             kinds: &[Kind::Runc, Kind::Crun, Kind::Lazaret],
             reason: "",
+            covers: &[],
+            right: "",
         }
     }
 
@@ -79,6 +85,19 @@ impl Case {
     pub(crate) const fn only(mut self, kinds: &'static [Kind], reason: &'static str) -> Self {
         self.kinds = kinds;
         self.reason = reason;
+        self
+    }
+
+    /// Proves these requirements of the runtime-spec, for `docs/conformance.md`.
+    pub(crate) const fn covers(mut self, requirements: &'static [&'static str]) -> Self {
+        self.covers = requirements;
+        self
+    }
+
+    /// Says which of the runtimes that differ is right, and why. A case that covers requirements
+    /// and does not run under all runtimes needs it.
+    pub(crate) const fn right(mut self, verdict: &'static str) -> Self {
+        self.right = verdict;
         self
     }
 }

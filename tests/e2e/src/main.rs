@@ -2,8 +2,8 @@
 //!
 //! The same static binary is several programs: the suite (what a person or `cargo xtask test`
 //! calls), `prepare` (makes what some cases need), `case` (one case in its own namespaces, started by the suite) and `probe` (the guest
-//! side of a case, hard-linked into the container), and the `/init` of a
-//! guest that never answers. It must know the runtimes only through their
+//! side of a case, hard-linked into the container), `conformance` (prints `docs/conformance.md`), and
+//! the `/init` of a guest that never answers. It must know the runtimes only through their
 //! command line: it links no other crate of the project.
 
 #![deny(unsafe_code)]
@@ -11,6 +11,7 @@
 mod bundle;
 mod case;
 mod cases;
+mod conformance;
 mod console;
 mod dialogue;
 mod host;
@@ -61,6 +62,11 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         && mode == "prepare"
     {
         return prepare::main(rest);
+    }
+    if let [_, mode] = arguments
+        && mode == "conformance"
+    {
+        return conformance::main();
     }
     suite::Options::parse_from(arguments).run()
 }

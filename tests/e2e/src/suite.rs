@@ -37,7 +37,8 @@ const CLEANUP: Duration = Duration::from_secs(60);
 #[derive(Debug, clap::Parser)]
 #[command(name = "lazaret-e2e", version)]
 pub(crate) struct Options {
-    /// Runtime to test; may be repeated. Without it: runc, which proves the case, then lazaret.
+    /// Runtime to test; may be repeated. Without it: runc and crun, which prove the case, then
+    /// lazaret.
     #[arg(long = "runtime", value_enum)]
     runtimes: Vec<Kind>,
     /// Only cases whose `topic::name` contains this; may be repeated.
@@ -157,9 +158,9 @@ impl Options {
     }
 
     fn jobs(&self) -> Result<Vec<Job>> {
-        let both = [Kind::Runc, Kind::Lazaret];
+        let all = [Kind::Runc, Kind::Crun, Kind::Lazaret];
         let kinds: &[Kind] = if self.runtimes.is_empty() {
-            &both
+            &all
         } else {
             &self.runtimes
         };

@@ -54,6 +54,7 @@ const STEPS: [Step; 7] = [
     }),
     ("deny", |_| deny::run()),
     ("unit, property and VMM tests", |_| {
+        products::ensure_libraries()?;
         process::run(cargo().args(["test", "--workspace", "--quiet"]))
     }),
     ("emulated host", |_| host::run()),
@@ -97,7 +98,10 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 /// The suite of `tests/e2e`, with real VMs.
 fn end_to_end(options: &Options) -> Result<()> {
     let products = products::build(&["lazaret-e2e"])?;
-    packages::ensure(&["runc"], "the runtime that proves the end-to-end cases")?;
+    packages::ensure(
+        &["runc", "crun"],
+        "the runtimes that prove the end-to-end cases",
+    )?;
     packages::ensure(
         &["mmdebstrap", "e2fsprogs"],
         "to make the userland of the end-to-end cases",

@@ -17,16 +17,16 @@ pub(crate) const TOPIC: Topic = Topic {
 };
 
 const CASES: &[Case] = &[
-    case!(terminals_are_its_own),
+    case!(terminals_are_its_own).covers(&["config-linux#default-devices-1"]),
     case!(masked_paths).only(
         &[Kind::Runc, Kind::Lazaret],
         "what crun puts over a directory is writable",
     ),
     case!(read_only_paths),
-    case!(default_devices),
-    case!(more_devices),
+    case!(default_devices).covers(&["config-linux#default-devices-1"]),
+    case!(more_devices).covers(&["config-linux#devices-1"]),
     case!(devices_are_denied),
-    case!(links_in_dev),
+    case!(links_in_dev).covers(&["runtime-linux#dev-symbolic-links-1"]),
 ];
 
 const PROBES: &[(&str, Probe)] = &[];

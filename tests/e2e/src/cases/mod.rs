@@ -1,5 +1,6 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
+mod call;
 mod cleanup;
 mod crash;
 mod devices;
@@ -7,15 +8,23 @@ mod differential;
 mod errors;
 mod exec;
 mod exit;
+mod features;
 mod lifecycle;
+mod limits;
+mod linux;
+mod mount_flags;
 mod mounts;
 mod process;
 mod pty;
 mod rootfs;
 mod scale;
+mod scheduling;
+mod seccomp;
 mod shell;
 mod signals;
+mod specification;
 mod stdio;
+mod verbs;
 mod vm;
 
 use crate::case::{Case, Probe, Topic};
@@ -27,10 +36,18 @@ const TOPICS: &[&Topic] = &[
     &pty::TOPIC,
     &lifecycle::TOPIC,
     &exec::TOPIC,
+    &limits::TOPIC,
+    &verbs::TOPIC,
     &process::TOPIC,
+    &scheduling::TOPIC,
+    &seccomp::TOPIC,
     &mounts::TOPIC,
+    &mount_flags::TOPIC,
     &devices::TOPIC,
     &errors::TOPIC,
+    &specification::TOPIC,
+    &linux::TOPIC,
+    &features::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
     &crash::TOPIC,

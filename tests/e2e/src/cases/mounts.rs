@@ -22,24 +22,24 @@ pub(crate) const TOPIC: Topic = Topic {
 };
 
 const CASES: &[Case] = &[
-    case!(standard_mounts),
-    case!(bind_of_a_directory),
+    case!(standard_mounts).covers(&["config-linux#default-filesystems-1", "runtime#lifecycle-1"]),
+    case!(bind_of_a_directory).covers(&["runtime#create-5", "config#linux-mount-options-5"]),
     case!(bind_of_a_file),
     case!(bind_read_only),
-    case!(bind_takes_submounts_along),
+    case!(bind_takes_submounts_along).covers(&["config#linux-mount-options-26"]),
     case!(bind_flags_hold),
     case!(destination_is_made),
     case!(destination_stays_in_the_root).only(
         &[Kind::Runc, Kind::Lazaret],
         "crun refuses such a destination",
     ),
-    case!(order_of_mounts),
-    case!(tmpfs_options),
+    case!(order_of_mounts).covers(&["config#mounts-1"]),
+    case!(tmpfs_options).covers(&["config#linux-mount-options-73"]),
     case!(tmpfs_mode_and_owner).only(
         &[Kind::Crun, Kind::Lazaret],
         "runc takes the mode of the directory below",
     ),
-    case!(read_only_root),
+    case!(read_only_root).covers(&["config#root-7"]),
     case!(writable_root_is_the_host_s),
     case!(large_files),
 ];

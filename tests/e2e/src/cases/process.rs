@@ -18,24 +18,28 @@ pub(crate) const TOPIC: Topic = Topic {
 
 const CASES: &[Case] = &[
     case!(is_the_first_process),
-    case!(users_and_groups),
+    case!(users_and_groups).covers(&["runtime#lifecycle-1"]),
     case!(umask),
-    case!(arguments),
+    case!(arguments).covers(&["config#process-5"]),
     case!(environment),
     case!(working_directory),
-    case!(resource_limits),
-    case!(capability_sets),
+    case!(resource_limits).covers(&[
+        "config#posix-process-3",
+        "config#posix-process-5",
+        "config#posix-process-7",
+    ]),
+    case!(capability_sets).covers(&["runtime#lifecycle-1"]),
     case!(no_capabilities),
     case!(capabilities_of_another_user),
     case!(no_new_privileges),
-    case!(oom_score),
-    case!(host_name),
-    case!(namespaces),
-    case!(user_namespace),
+    case!(oom_score).covers(&["config#linux-process-3"]),
+    case!(host_name).covers(&["runtime#create-5"]),
+    case!(namespaces).covers(&["config-linux#namespaces-2", "config-linux#namespaces-6"]),
+    case!(user_namespace).covers(&["config-linux#namespaces-2"]),
     case!(only_the_standard_descriptors),
     case!(kernel_parameters),
-    case!(cgroup_limits),
-    case!(program_is_found_on_path),
+    case!(cgroup_limits).covers(&["runtime#lifecycle-1", "config-linux#unified-1"]),
+    case!(program_is_found_on_path).covers(&["config#process-5"]),
 ];
 
 const PROBES: &[(&str, Probe)] = &[("report", report)];

@@ -21,8 +21,8 @@ pub(crate) const TOPIC: Topic = Topic {
 
 const CASES: &[Case] = &[
     case!(death_by_each_signal).timeout_s(240),
-    case!(kill_of_the_init_process),
-    case!(kill_takes_names_and_numbers),
+    case!(kill_of_the_init_process).covers(&["runtime#kill-4"]),
+    case!(kill_takes_names_and_numbers).covers(&["runtime#kill-4"]),
     case!(kill_of_an_unknown_signal).only(
         &[Kind::Runc, Kind::Lazaret],
         "crun takes any word for a signal",
