@@ -119,6 +119,8 @@ pub(crate) struct Test {
     pub(crate) tag: String,
     /// Whether `--full` was given.
     pub(crate) full: bool,
+    /// What random choices start from.
+    pub(crate) seed: u64,
     /// Where `lazaret-e2e prepare` put what it made.
     pub(crate) assets: PathBuf,
     /// The suite's binary, on the same file system as `directory`.

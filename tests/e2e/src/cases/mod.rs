@@ -5,6 +5,7 @@ mod cgroup;
 mod cleanup;
 mod crash;
 mod devices;
+mod differential;
 mod errors;
 mod exec;
 mod exit;
@@ -60,6 +61,7 @@ const TOPICS: &[&Topic] = &[
     &crash::TOPIC,
     &scale::TOPIC,
     &rootfs::TOPIC,
+    &differential::TOPIC,
 ];
 
 /// Every case with its full name.
