@@ -8,6 +8,7 @@ mod errors;
 mod exec;
 mod exit;
 mod features;
+mod joined;
 mod lifecycle;
 mod limits;
 mod linux;
@@ -52,6 +53,7 @@ const TOPICS: &[&Topic] = &[
     &crash::TOPIC,
     &scale::TOPIC,
     &rootfs::TOPIC,
+    &joined::TOPIC,
 ];
 
 /// Every case with its full name.
