@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use lazaret_protocol::container::CreateContainer;
 use nix::sched::CloneFlags;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags},
@@ -20,6 +21,8 @@ use crate::{
     sys::{self, MountAttributes},
     user_namespace,
 };
+
+mod view;
 
 /// Mount point of the share in the state directory.
 const MOUNT_POINT: &str = "share";
@@ -179,6 +182,17 @@ impl Share {
                 source,
             }
         })
+    }
+
+    /// Shows the container's files to those who join this mount namespace. What the namespace's own
+    /// processes see stays what it is.
+    ///
+    /// # Errors
+    /// [`ShareError::Mount`].
+    pub(crate) fn show(&self, container: &CreateContainer) -> Result<(), ShareError> {
+        view::cover_root(&self.top, container).map_err(mount_error(
+            "show the container's files to joining processes",
+        ))
     }
 
     /// Takes the share away, so that its mount point can be removed from within this namespace.

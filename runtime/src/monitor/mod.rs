@@ -308,6 +308,7 @@ fn create_in_guest(
     agent.call(&Request::CreateContainer(Box::new(container.clone())))?;
     log::monitor_phase("container made");
     share.seal()?;
+    share.show(container)?;
     let process = ProcessRef {
         container: container.id.clone(),
         exec: None,

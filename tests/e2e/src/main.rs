@@ -2,8 +2,9 @@
 //!
 //! The same static binary is several programs: the suite (what a person or `cargo xtask test`
 //! calls), `prepare` (makes what some cases need), `case` (one case in its own namespaces, started by the suite) and `probe` (the guest
-//! side of a case, hard-linked into the container), `conformance` (prints `docs/conformance.md`), and
-//! the `/init` of a guest that never answers. It must know the runtimes only through their
+//! side of a case, hard-linked into the container), `enter` (a program in a mount namespace, started by
+//! cases), `conformance` (prints `docs/conformance.md`), and the `/init` of a guest that never
+//! answers. It must know the runtimes only through their
 //! command line: it links no other crate of the project.
 
 #![deny(unsafe_code)]
@@ -14,6 +15,7 @@ mod cases;
 mod conformance;
 mod console;
 mod dialogue;
+mod enter;
 mod host;
 mod invocation;
 mod isolation;
@@ -57,6 +59,11 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
         && mode == "case"
     {
         return isolation::main(request);
+    }
+    if let [_, mode, pid, program, rest @ ..] = arguments
+        && mode == "enter"
+    {
+        return enter::main(pid, program, rest);
     }
     if let [_, mode, rest @ ..] = arguments
         && mode == "prepare"

@@ -11,6 +11,7 @@ mod exec;
 mod exit;
 mod features;
 mod hooks;
+mod joined;
 mod kernel_parameters;
 mod lifecycle;
 mod limits;
@@ -62,6 +63,7 @@ const TOPICS: &[&Topic] = &[
     &scale::TOPIC,
     &rootfs::TOPIC,
     &differential::TOPIC,
+    &joined::TOPIC,
 ];
 
 /// Every case with its full name.
