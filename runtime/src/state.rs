@@ -414,7 +414,7 @@ impl StateDir {
         }
     }
 
-    /// Name of the directory's owner, or its number if it has no name.
+    /// Name of the directory's owner, or `#` and its number if it has no name.
     pub(crate) fn owner(&self) -> String {
         let Ok(stat) = rustix::fs::statat(&self.fd, "", AtFlags::EMPTY_PATH) else {
             return String::new();
@@ -427,7 +427,7 @@ impl StateDir {
             let name = fields.next()?;
             (fields.nth(1)? == uid).then(|| name.to_owned())
         });
-        name.unwrap_or(uid)
+        name.unwrap_or_else(|| format!("#{uid}"))
     }
 }
 

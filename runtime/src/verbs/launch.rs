@@ -59,6 +59,13 @@ pub(super) fn prepare(
     detached: bool,
 ) -> Result<Prepared, VerbError> {
     let id = ContainerId::new(&options.container_id)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(VerbError::WrongStatus(
+            "rootless containers are not supported: lazaret needs root, for the mounts it gives \
+             its virtual machines"
+                .to_owned(),
+        ));
+    }
     preserve_fds::check(options.preserve_fds)?;
     preserve_fds::check_activation(
         |name| std::env::var(name).ok(),

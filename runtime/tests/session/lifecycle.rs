@@ -56,9 +56,12 @@ fn created_running_stopped_deleted() {
         format!("[{pid}]\n")
     );
 
+    place.ok(&["kill", "c", "0"]);
     place.ok(&["kill", "c", "KILL"]);
     place.wait_status("c", "stopped");
     assert_eq!(place.pid("c"), 0);
+    assert_eq!(place.fails(1, &["kill", "c", "0"]), "container not running");
+    place.ok(&["kill", "--all", "c", "KILL"]);
     assert_eq!(
         place.fails(1, &["start", "c"]),
         "cannot start a container that has stopped"

@@ -115,6 +115,21 @@ fn options_that_ask_for_nothing_are_taken() {
 }
 
 #[test]
+fn a_user_who_is_not_root_is_told_so() {
+    use std::os::unix::process::CommandExt as _;
+
+    let place = Place::new();
+    let mut command = place.command(&["run", "c"]);
+    let output = command.uid(65_534).current_dir("/").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        crate::harness::message(&String::from_utf8(output.stderr).unwrap()),
+        "rootless containers are not supported: lazaret needs root, for the mounts it gives its \
+         virtual machines"
+    );
+}
+
+#[test]
 fn a_verb_that_is_none_has_no_help() {
     let place = Place::new();
     for arguments in [&["frobnicate"][..], &["frobnicate", "-h"]] {
