@@ -24,8 +24,10 @@ use serde::{Deserialize, Serialize};
 use crate::{hooks::LaterHooks, process::ProcessId};
 
 mod size;
+mod status;
 
 pub(crate) use size::VmSize;
+pub(crate) use status::Status;
 
 /// Where states are kept unless `--root` says otherwise.
 pub(crate) const DEFAULT_ROOT: &str = "/run/lazaret";
@@ -124,34 +126,6 @@ pub(crate) enum Phase {
     Paused,
     /// The process has ended.
     Stopped,
-}
-
-/// Status of a container (runtime-spec, runtime.md "State"), plus runc's `paused`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Status {
-    /// Somebody is making it.
-    Creating,
-    /// `start` may come.
-    Created,
-    /// The process runs.
-    Running,
-    /// The process is frozen.
-    Paused,
-    /// The process is gone, or never came to be.
-    Stopped,
-}
-
-impl Status {
-    /// The word `state` prints.
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Creating => "creating",
-            Self::Created => "created",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-        }
-    }
 }
 
 /// The content of `state.json`.

@@ -105,11 +105,7 @@ pub(super) fn prepare(
         monitor: nobody,
         vmm: nobody,
         exit_code: None,
-        hooks: LaterHooks {
-            start_container: !plan.container.start_hooks.hooks.is_empty(),
-            poststart: plan.host.hooks.poststart.clone(),
-            poststop: plan.host.hooks.poststop.clone(),
-        },
+        hooks: later_hooks(&plan),
         vm: Some(VmSize {
             memory_mib: plan.vm.memory_mib,
             vcpus: plan.vm.vcpus,
@@ -150,6 +146,15 @@ fn limits_of(spec: &Spec) -> LinuxResources {
     let mut resources = resources.unwrap_or_default();
     resources.set_devices(None);
     resources
+}
+
+/// The hooks that are still to come when the container exists.
+fn later_hooks(plan: &Plan) -> LaterHooks {
+    LaterHooks {
+        start_container: !plan.container.start_hooks.hooks.is_empty(),
+        poststart: plan.host.hooks.poststart.clone(),
+        poststop: plan.host.hooks.poststop.clone(),
+    }
 }
 
 impl Prepared {
