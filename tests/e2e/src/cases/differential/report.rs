@@ -155,8 +155,8 @@ pub(super) fn see(arguments: &[String]) -> Result<u8> {
         "limits": limits(),
         "descriptors": descriptors()?,
         "mounts": mounts()?,
-        "files": each(FILES, |path| content(path)),
-        "writable": each(FOLDERS, |path| writable(path)),
+        "files": each(FILES, content),
+        "writable": each(FOLDERS, writable),
         "devices": walk("/dev"),
         "paths": each(PATHS, |path| attributes(Path::new(path))),
     });
