@@ -13,7 +13,7 @@ use lazaret_protocol::{
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 use serde::Serialize;
 
-use crate::{bundle::Bundle, config::Config, seccomp::Profile};
+use crate::{bundle::Bundle, caller::Caller, config::Config, seccomp::Profile};
 
 mod accepts;
 mod annotations;
@@ -48,6 +48,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) host_memory_mib: u64,
     /// CPUs of this machine.
     pub(crate) host_cpus: u64,
+    /// What is inherited where the bundle does not say.
+    pub(crate) caller: &'a Caller,
 }
 
 /// Everything `create` is going to do.
@@ -192,7 +194,7 @@ pub(crate) fn plan(
         vcpus: annotations.vcpus.or(resources.vm_vcpus),
     };
     Ok(Plan {
-        vm: vm::vm_config(circumstances.id, config, size, console.is_some()),
+        vm: vm::vm_config(circumstances, config, size, console.is_some()),
         container,
         seccomp: seccomp::profile(linux)?,
         host: HostWork {

@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     bundle::Bundle,
+    caller::Caller,
     cli::{Create, Global},
     config::Config,
     log,
@@ -68,7 +69,8 @@ pub(super) fn prepare(
     log::phase("configuration read");
     let bundle = Bundle::load(&options.bundle)?;
     log::phase("bundle read");
-    let mut plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
+    let caller = Caller::observe();
+    let mut plan = plan::plan(&bundle, &config, circumstances(id.as_str(), &caller))?;
     plan.warnings.extend(bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
     check_terminal(detached, terminal, options.console_socket.as_deref())?;
@@ -168,7 +170,7 @@ impl Prepared {
 }
 
 /// What the plan has to know about this process and this machine.
-pub(super) fn circumstances(id: &str) -> Circumstances<'_> {
+pub(super) fn circumstances<'a>(id: &'a str, caller: &'a Caller) -> Circumstances<'a> {
     let info = rustix::system::sysinfo();
     let bytes = (info.totalram as u64).saturating_mul(info.mem_unit.into());
     let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
@@ -180,6 +182,7 @@ pub(super) fn circumstances(id: &str) -> Circumstances<'_> {
             .unwrap_or_default(),
         host_memory_mib: bytes >> 20,
         host_cpus: cpus.into(),
+        caller,
     }
 }
 

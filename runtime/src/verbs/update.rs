@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 use super::{VerbError, launch, open, option_error};
 use crate::{
     agent::{Agent, AgentError},
+    caller::Caller,
     cli::{Global, Update},
     plan,
     state::{Record, StateDir, Status},
@@ -204,7 +205,9 @@ impl Change {
     fn apply(&self, dir: &StateDir, record: &Record) -> Result<(), VerbError> {
         let id = dir.id().as_str();
         let mut warnings = Vec::new();
-        let limits = plan::limits(&self.partial, launch::circumstances(id), &mut warnings)?;
+        let caller = Caller::observe();
+        let circumstances = launch::circumstances(id, &caller);
+        let limits = plan::limits(&self.partial, circumstances, &mut warnings)?;
         let agent = Agent::new(dir);
         self.check_usage(&agent, id)?;
         agent.done(&Request::UpdateCgroup {
