@@ -14,6 +14,7 @@ pub mod config;
 
 mod agent;
 mod bundle;
+mod caller;
 mod cli;
 mod hooks;
 mod host_cgroup;

@@ -340,6 +340,9 @@ fn set_limits(
             current: finite(limit.soft),
             maximum: finite(limit.hard),
         };
+        if limit.resource == libc::RLIMIT_NOFILE {
+            allow_descriptors(limit.hard);
+        }
         let pid = i32::try_from(process.pid()).ok().and_then(Pid::from_raw);
         let set = match RESOURCES.get(limit.resource as usize) {
             Some((resource, _)) => prlimit(pid, *resource, new).map(|_| ()),
@@ -355,6 +358,17 @@ fn set_limits(
         })?;
     }
     Ok(())
+}
+
+/// Most descriptors that the kernel lets a process ask for, until told otherwise (`fs.nr_open`).
+const DESCRIPTORS: u64 = 1 << 20;
+
+/// Lets processes have as many descriptors: the host's administrator has allowed them there, where
+/// `fs.nr_open` is often higher. When it cannot be, setting the limit says so.
+fn allow_descriptors(count: u64) {
+    if count > DESCRIPTORS {
+        let _ = std::fs::write("/proc/sys/fs/nr_open", count.to_string());
+    }
 }
 
 /// Resources by their number.

@@ -6,7 +6,7 @@ use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use super::{Circumstances, options, plan};
-use crate::{bundle::Bundle, config::Config};
+use crate::{bundle::Bundle, caller::Caller, config::Config};
 
 /// What the plan says of a `config.json`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -74,6 +74,7 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         spec: serde_json::from_value::<Spec>(config).ok()?,
         warnings: Vec::new(),
     };
+    let caller = Caller::default();
     let circumstances = Circumstances {
         id: "features",
         stdio: [Stdio::Null; 3],
@@ -82,6 +83,7 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         host_cpus: 1,
         host_cgroup_v1: false,
         systemd_cgroup: false,
+        caller: &caller,
     };
     let plan = plan(&bundle, &Config::default(), circumstances).ok()?;
     Some(plan.warnings)

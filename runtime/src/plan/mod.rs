@@ -13,7 +13,7 @@ use lazaret_protocol::{
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
 use serde::Serialize;
 
-use crate::{bundle::Bundle, config::Config, seccomp::Profile};
+use crate::{bundle::Bundle, caller::Caller, config::Config, seccomp::Profile};
 
 mod accepts;
 mod annotations;
@@ -63,6 +63,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) host_cgroup_v1: bool,
     /// Whether the sandbox is to be a unit of systemd's.
     pub(crate) systemd_cgroup: bool,
+    /// What is inherited where the bundle does not say.
+    pub(crate) caller: &'a Caller,
 }
 
 /// Everything `create` is going to do.
@@ -193,8 +195,9 @@ pub(crate) fn plan(
     let mut process = process::process(spec_process, "process", circumstances, &mut warnings)?;
     // It is for what `exec` starts.
     process.cpu_affinity = CpuAffinity::default();
-    let resources = linux.and_then(|linux| linux.resources().clone());
-    let resources = &resources.unwrap_or_default();
+    let resources = &linux
+        .and_then(|linux| linux.resources().clone())
+        .unwrap_or_default();
     let limits = Limits::of(resources)?;
     let cgroup = resources::resources(resources, &limits, circumstances, &mut warnings)?;
     let (root, root_share) = root(bundle, linux, circumstances.id)?;
@@ -228,7 +231,7 @@ pub(crate) fn plan(
     };
     let size = size::size(spec, &limits, &annotations, circumstances)?;
     let console = annotations.console.or_else(|| config.console.clone());
-    let vm = vm::vm_config(circumstances.id, config, size, console.is_some());
+    let vm = vm::vm_config(circumstances, config, size, console.is_some());
     let memory_mib = vm.memory_mib;
     let cgroup = host_cgroup::host_cgroup(spec, &limits, memory_mib, circumstances, &mut warnings)?;
     Ok(Plan {

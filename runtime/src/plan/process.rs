@@ -7,6 +7,7 @@ use lazaret_protocol::{
 use oci_spec::runtime::{self as oci, Capability, PosixRlimitType};
 
 use super::{Circumstances, PlanError, scheduling};
+use crate::caller::Caller;
 
 /// What the kernel takes as `oom_score_adj` (`proc(5)`).
 const OOM_SCORE_ADJ: std::ops::RangeInclusive<i32> = -1000..=1000;
@@ -49,7 +50,7 @@ pub(crate) fn process(
         stdio: circumstances.stdio,
         user: user(spec.user(), field)?,
         capabilities: capability_sets(spec),
-        rlimits: rlimits(spec, field)?,
+        rlimits: rlimits(spec, field, circumstances.caller)?,
         no_new_privileges: spec.no_new_privileges().unwrap_or(false),
         oom_score_adj: spec.oom_score_adj(),
         scheduler: scheduling::scheduler(spec, field)?,
@@ -294,7 +295,8 @@ fn number(capability: Capability) -> u32 {
     }
 }
 
-fn rlimits(spec: &oci::Process, field: &str) -> Result<Vec<Rlimit>, PlanError> {
+/// The limits that are listed, and the caller's for all other resources.
+fn rlimits(spec: &oci::Process, field: &str, caller: &Caller) -> Result<Vec<Rlimit>, PlanError> {
     let limits = spec.rlimits().as_deref().unwrap_or_default();
     let mut result: Vec<Rlimit> = Vec::with_capacity(limits.len());
     for (index, limit) in limits.iter().enumerate() {
@@ -314,6 +316,13 @@ fn rlimits(spec: &oci::Process, field: &str) -> Result<Vec<Rlimit>, PlanError> {
             soft: limit.soft(),
             hard: limit.hard(),
         });
+    }
+    let listed = result.len();
+    for inherited in &caller.limits {
+        let named = |limit: &Rlimit| limit.resource == inherited.resource;
+        if !result[..listed].iter().any(named) {
+            result.push(*inherited);
+        }
     }
     Ok(result)
 }

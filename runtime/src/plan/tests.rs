@@ -4,6 +4,7 @@
 
 use std::path::Path;
 
+use lazaret_protocol::container::Rlimit;
 use serde_json::{Value, json};
 
 use super::*;
@@ -19,6 +20,11 @@ fn bundle(change: impl FnOnce(&mut Value)) -> Bundle {
     }
 }
 
+static CALLER: Caller = Caller {
+    limits: Vec::new(),
+    host_name: String::new(),
+};
+
 fn circumstances() -> Circumstances<'static> {
     Circumstances {
         id: "box",
@@ -31,6 +37,7 @@ fn circumstances() -> Circumstances<'static> {
         host_cpus: 4,
         host_cgroup_v1: false,
         systemd_cgroup: false,
+        caller: &CALLER,
     }
 }
 
@@ -905,4 +912,37 @@ fn a_process_without_capabilities_has_none() {
         capabilities,
         lazaret_protocol::container::Capabilities::default()
     );
+}
+
+#[test]
+fn what_the_bundle_does_not_say_is_the_callers() {
+    let limit = |resource, soft| Rlimit {
+        resource,
+        soft,
+        hard: 9_000,
+    };
+    let caller = Caller {
+        limits: vec![limit(libc::RLIMIT_NOFILE, 1), limit(libc::RLIMIT_CORE, 2)],
+        host_name: "rack-7.example".to_owned(),
+    };
+    let planned = |caller: &Caller| {
+        let circumstances = Circumstances {
+            caller,
+            ..circumstances()
+        };
+        let listed = json!([{ "type": "RLIMIT_NOFILE", "soft": 5, "hard": 9_000 }]);
+        let bundle = bundle(|config| set(config, "/process/rlimits", listed));
+        plan(&bundle, &Config::default(), circumstances).unwrap()
+    };
+    let plan = planned(&caller);
+    assert_eq!(
+        plan.container.process.rlimits,
+        [limit(libc::RLIMIT_NOFILE, 5), limit(libc::RLIMIT_CORE, 2)]
+    );
+    assert!(plan.vm.command_line.ends_with(" hostname=rack-7.example"));
+    let hostile = Caller {
+        host_name: "x init=/bin/sh".to_owned(),
+        ..Caller::default()
+    };
+    assert!(!planned(&hostile).vm.command_line.contains("hostname"));
 }

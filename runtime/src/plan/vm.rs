@@ -5,7 +5,7 @@ use lazaret_protocol::{
     vm::{ConsoleConfig, DeviceConfig, Fd, FsConfig, PortGrant, VmConfig, VsockConfig},
 };
 
-use super::size::Size;
+use super::{Circumstances, size::Size};
 use crate::config::Config;
 
 /// Descriptors sent with the launch, in this order.
@@ -68,12 +68,22 @@ const SILENT: &str = " quiet loglevel=0";
 /// With one, it is the virtio console.
 const TALKING: &str = " console=hvc0";
 
-/// Describes the VM of the sandbox `id`. It has no entropy device: the VMM seeds the kernel, and
+/// Describes the VM of a sandbox. Its host name is the machine's: a container sees it that has no
+/// UTS namespace of its own, or no name for it. It has no entropy device: the VMM seeds the kernel, and
 /// Linux would ask the device for more every minute, for as long as the sandbox is idle.
-pub(super) fn vm_config(id: &str, config: &Config, size: Size, console: bool) -> VmConfig {
+pub(super) fn vm_config(
+    circumstances: Circumstances<'_>,
+    config: &Config,
+    size: Size,
+    console: bool,
+) -> VmConfig {
     let vcpus = size.vcpus.unwrap_or(config.vcpus);
     let mut command_line = COMMAND_LINE.to_owned();
     command_line.push_str(if console { TALKING } else { SILENT });
+    if is_plain(&circumstances.caller.host_name) {
+        command_line.push_str(" hostname=");
+        command_line.push_str(&circumstances.caller.host_name);
+    }
     if !config.kernel_parameters.is_empty() {
         command_line.push(' ');
         command_line.push_str(&config.kernel_parameters);
@@ -100,7 +110,7 @@ pub(super) fn vm_config(id: &str, config: &Config, size: Size, console: bool) ->
         }));
     }
     VmConfig {
-        name: id.to_owned(),
+        name: circumstances.id.to_owned(),
         kvm: FdIndex::Kvm.fd(),
         kernel: FdIndex::Kernel.fd(),
         initramfs: Some(FdIndex::Initramfs.fd()),
@@ -113,4 +123,11 @@ pub(super) fn vm_config(id: &str, config: &Config, size: Size, console: bool) ->
         devices,
         spare_slots: 0,
     }
+}
+
+/// Whether a host name means on the kernel's command line what it says, and fits (`uname(2)`: 64
+/// bytes).
+fn is_plain(name: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
+    (1..=64).contains(&name.len()) && name.bytes().all(plain)
 }

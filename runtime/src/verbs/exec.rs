@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     bundle::{self, Bundle},
+    caller::Caller,
     cli::{Exec, Global},
     log,
     monitor::{self, ExecJob, Place, session::HostStreams},
@@ -150,7 +151,8 @@ fn foreground(
 
 /// The process to run: that of `--process`, or the container's own with the options applied.
 fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
-    let circumstances = launch::circumstances(dir.id().as_str());
+    let caller = Caller::observe();
+    let circumstances = launch::circumstances(dir.id().as_str(), &caller);
     let mut warnings = Vec::new();
     let process = if let Some(file) = &options.process {
         let (spec, passed_over) = bundle::load_process(file)?;

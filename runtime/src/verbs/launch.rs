@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     bundle::Bundle,
+    caller::Caller,
     cli::{Create, Global},
     config::Config,
     hooks::LaterHooks,
@@ -77,7 +78,8 @@ pub(super) fn prepare(
     log::phase("configuration read");
     let bundle = Bundle::load(&options.bundle)?;
     log::phase("bundle read");
-    let circumstances = with_cgroups(circumstances(id.as_str()), global.systemd_cgroup)?;
+    let caller = Caller::observe();
+    let circumstances = with_cgroups(circumstances(id.as_str(), &caller), global.systemd_cgroup)?;
     let mut plan = plan::plan(&bundle, &config, circumstances)?;
     plan.warnings.extend(bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
@@ -224,7 +226,7 @@ impl Prepared {
 }
 
 /// What the plan has to know about this process and this machine.
-pub(super) fn circumstances(id: &str) -> Circumstances<'_> {
+pub(super) fn circumstances<'a>(id: &'a str, caller: &'a Caller) -> Circumstances<'a> {
     let info = rustix::system::sysinfo();
     let bytes = (info.totalram as u64).saturating_mul(info.mem_unit.into());
     let cpus = rustix::thread::sched_getaffinity(None).map_or(1, |set| set.count());
@@ -238,6 +240,7 @@ pub(super) fn circumstances(id: &str) -> Circumstances<'_> {
         host_cpus: cpus.into(),
         host_cgroup_v1: false,
         systemd_cgroup: false,
+        caller,
     }
 }
 

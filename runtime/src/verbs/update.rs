@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 use super::{VerbError, launch, open, option_error};
 use crate::{
     agent::{Agent, AgentError},
+    caller::Caller,
     cli::{Global, Update},
     host_cgroup,
     plan::{self, Circumstances},
@@ -205,9 +206,10 @@ impl Change {
     fn apply(&self, dir: &StateDir, record: &Record) -> Result<(), VerbError> {
         let id = dir.id().as_str();
         let mut warnings = Vec::new();
+        let caller = Caller::observe();
         let circumstances = Circumstances {
             host_cgroup_v1: host_cgroup::is_v1(),
-            ..launch::circumstances(id)
+            ..launch::circumstances(id, &caller)
         };
         let vm_memory_mib = record.vm.map_or(0, |size| size.memory_mib);
         let limits = plan::limits(&self.partial, vm_memory_mib, circumstances, &mut warnings)?;

@@ -62,6 +62,10 @@ fn file_system(mount: &mut Value) {
     } else if mount["type"] == "sysfs" || mount["type"] == "cgroup2" {
         // Read-only is the mount; the file system behind it may be another's as well.
         mount["super"] = Value::Null;
+    } else if let Some(options) = mount["super"].as_array_mut() {
+        // runc makes a tmpfs writable and then the mount read-only; whether one can write to it is
+        // reported by itself.
+        options.retain(|option| option != "ro" && option != "rw");
     }
     if let Some(propagation) = mount["propagation"].as_array_mut() {
         // What is mounted on the host does not come into a guest: it has no master to follow.
