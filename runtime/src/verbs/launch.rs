@@ -66,7 +66,7 @@ pub(super) fn prepare(
     let pidfd_socket = PidfdSocket::connect(options.pidfd_socket.as_deref())?;
     let config = Config::load(global.config.as_deref())?;
     log::phase("configuration read");
-    let bundle = Bundle::load(&options.bundle)?;
+    let bundle = Bundle::load(&options.bundle, &options.config)?;
     log::phase("bundle read");
     let mut plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
     plan.warnings.extend(bundle.warnings);
@@ -101,6 +101,7 @@ pub(super) fn prepare(
         }),
         resources,
         bundle: bundle.path,
+        config: bundle.file,
     };
     log::phase("plan made");
     Ok(Prepared {

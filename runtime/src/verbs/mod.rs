@@ -8,7 +8,7 @@ use std::{
 use crate::{
     agent::AgentError,
     bundle::BundleError,
-    cli::{Cli, Global, Verb},
+    cli::{CgroupDriver, Cli, Global, Verb},
     config::ConfigError,
     monitor::{self, MonitorError, session::SessionError},
     plan::PlanError,
@@ -154,6 +154,9 @@ fn not_yet(verb: &'static str) -> VerbError {
 }
 
 fn check_global(global: &mut Global) -> Result<(), VerbError> {
+    if global.cgroup_manager == Some(CgroupDriver::Systemd) {
+        global.systemd_cgroup = true;
+    }
     if global.systemd_cgroup {
         return Err(option_error(
             "--systemd-cgroup",

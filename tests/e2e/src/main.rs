@@ -1,8 +1,9 @@
 //! `lazaret-e2e`: end-to-end cases that run against `runc`, `crun` or `lazaret`.
 //!
 //! The same static binary is several programs: the suite (what a person or `cargo xtask test`
-//! calls), `prepare` (makes what some cases need), `case` (one case in its own namespaces, started by the suite) and `probe` (the guest
-//! side of a case, hard-linked into the container), `conformance` (prints `docs/conformance.md`), and
+//! calls), `prepare` (makes what some cases need), `suite` (runs the suites of other runtimes), `case`
+//! (one case in its own namespaces, started by the suite) and `probe` (the guest side of a case,
+//! hard-linked into the container), `conformance` (prints `docs/conformance.md`), and
 //! the `/init` of a guest that never answers. It must know the runtimes only through their
 //! command line: it links no other crate of the project.
 
@@ -23,6 +24,7 @@ mod prepare;
 mod probe;
 mod runtime;
 mod suite;
+mod suites;
 
 use std::process::ExitCode;
 
@@ -58,15 +60,10 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
     {
         return isolation::main(request);
     }
-    if let [_, mode, rest @ ..] = arguments
-        && mode == "prepare"
-    {
-        return prepare::main(rest);
+    match arguments {
+        [_, mode, rest @ ..] if mode == "prepare" => prepare::main(rest),
+        [_, mode, rest @ ..] if mode == "suite" => suites::main(rest),
+        [_, mode] if mode == "conformance" => conformance::main(),
+        _ => suite::Options::parse_from(arguments).run(),
     }
-    if let [_, mode] = arguments
-        && mode == "conformance"
-    {
-        return conformance::main();
-    }
-    suite::Options::parse_from(arguments).run()
 }
