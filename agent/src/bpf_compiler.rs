@@ -1,5 +1,6 @@
 //! The kernel's compiler of BPF programs, switched off while the agent loads the filter of a
-//! container's devices. Called by [`crate::container`]; knows nothing of the filter itself.
+//! container's devices, and a child that of its system calls. Called by [`crate::container`]; knows
+//! nothing of the filters themselves.
 #![forbid(unsafe_code)]
 
 use std::fs;
@@ -7,8 +8,9 @@ use std::path::Path;
 
 /// While it lives, the kernel interprets the programs it loads instead of compiling them. Its
 /// compiler clears 2 MiB of memory for the first program, which takes longer than all the rest of
-/// making a container; and the filter runs only when a device is opened or made. A container's own
-/// programs come later and are compiled.
+/// making a container; and the filters run only when a device is opened or made, and for the system
+/// calls whose arguments a profile looks at: the kernel remembers those that it allows anyway
+/// (`kernel/seccomp.c`, `seccomp_cache`). A container's own programs come later and are compiled.
 #[derive(Debug)]
 pub struct Interpreted<'a> {
     /// The switch, if it was moved: a kernel may have no interpreter.

@@ -313,8 +313,12 @@ fn make_filesystem(
     fs_type: &str,
     source: &str,
 ) -> Result<(), MountError> {
-    let data = CString::new(wanted.data.as_str()).map_err(|_| MountError::Nul)?;
-    let data = (!wanted.data.is_empty()).then_some(data.as_c_str());
+    let mut data = wanted.data.clone();
+    if fs_type == "tmpfs" && !data.split(',').any(|word| word.starts_with("mode=")) {
+        inherit_mode(rootfs, &wanted.destination, &mut data)?;
+    }
+    let data = CString::new(data).map_err(|_| MountError::Nul)?;
+    let data = (!data.is_empty()).then_some(data.as_c_str());
     let destination = rootfs.open_or_create(&wanted.destination, Missing::Directory)?;
     fchdir(&destination).map_err(MountError::step("enter the mount point"))?;
     let flags = wanted.flags & !(libc::MS_BIND | libc::MS_REC);
@@ -361,6 +365,19 @@ fn make_filesystem(
         }
     }
     set_attributes(top.as_fd(), wanted)
+}
+
+/// Has a tmpfs whose options say no mode take that of the directory it is going to cover, as runc
+/// does.
+fn inherit_mode(rootfs: &Rootfs, destination: &str, data: &mut String) -> Result<(), MountError> {
+    let Some(covered) = rootfs.find(destination)? else {
+        return Ok(());
+    };
+    let stat = fstat(&covered).map_err(MountError::step("stat the mount point"))?;
+    let separator = if data.is_empty() { "" } else { "," };
+    let mode = stat.st_mode & 0o7777;
+    data.push_str(&format!("{separator}mode={mode:o}"));
+    Ok(())
 }
 
 /// Applies recursive attributes and propagation to an attached mount.

@@ -10,7 +10,7 @@ use std::rc::Rc;
 
 use lazaret_protocol::VERSION;
 use lazaret_protocol::agent::{
-    Answer, Failure, FailureKind, ProcessRef, Reply, Request, StdStream,
+    Answer, Failure, FailureKind, ProcessRef, Reply, Request, StdStream, TerminalSize,
 };
 use lazaret_protocol::container::CreateContainer;
 use lazaret_protocol::frame::FrameError;
@@ -138,7 +138,7 @@ impl Agent {
             Request::Hello { version } => hello(version),
             Request::CreateContainer(wanted) => self.create(*wanted).await,
             Request::StartContainer { container } => {
-                self.container(&container)?.start().await?;
+                self.container(&container)?.start(self.host()).await?;
                 Ok(Answer::Done)
             }
             Request::Exec {
@@ -163,14 +163,7 @@ impl Agent {
                 signal,
                 all,
             } => self.signal(&process, signal, all),
-            Request::Resize { process, size } => {
-                let found = self.container(&process.container)?.process(&process)?;
-                match found.resize(size) {
-                    Ok(true) => Ok(Answer::Done),
-                    Ok(false) => Err(not_found(format!("{} has no terminal", name_of(&process)))),
-                    Err(error) => Err(system(&error)),
-                }
-            }
+            Request::Resize { process, size } => self.resize(&process, size),
             Request::ListProcesses { container, after } => {
                 let pids = self.container(&container)?.cgroup().processes();
                 let pids = pids.map_err(ContainerError::from)?;
@@ -257,6 +250,15 @@ impl Agent {
             container.signal(&process, signal)?;
         }
         Ok(Answer::Done)
+    }
+
+    fn resize(&self, name: &ProcessRef, size: TerminalSize) -> Reply {
+        let process = self.container(&name.container)?.process(name)?;
+        match process.resize(size) {
+            Ok(true) => Ok(Answer::Done),
+            Ok(false) => Err(not_found(format!("{} has no terminal", name_of(name)))),
+            Err(error) => Err(system(&error)),
+        }
     }
 
     async fn wait(&self, name: &ProcessRef) -> Reply {

@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::agent::TerminalSize;
+use crate::{agent::TerminalSize, hook::StartHooks};
 
 /// Describes a container to [`crate::agent::Request::CreateContainer`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,6 +37,8 @@ pub struct CreateContainer {
     pub sysctl: Vec<(String, String)>,
     /// Control group.
     pub cgroup: Cgroup,
+    /// What runs in the container before its init process does.
+    pub start_hooks: StartHooks,
     /// Offsets of the clocks of its new time namespace from the guest's.
     pub time_offsets: Vec<TimeOffset>,
     /// Filter of the system calls of all its processes.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use clap::Command;
+use clap::{Command, builder::Resettable};
 use clap_complete::{Shell, generate};
 use clap_mangen::Man;
 
@@ -37,7 +37,19 @@ fn main() -> Result<()> {
 
 /// Writes the page called `name`, in the section of the administrator's commands, as runc's are.
 fn page(folder: &Path, command: &Command, name: &str) -> Result<()> {
-    let man = Man::new(command.clone().display_name(name.to_owned()))
+    // What stands after the options in a help is the description in a manual.
+    let texts = [command.get_about(), command.get_after_help()];
+    let description: Vec<String> = texts
+        .into_iter()
+        .flatten()
+        .map(ToString::to_string)
+        .collect();
+    let described = command
+        .clone()
+        .display_name(name.to_owned())
+        .long_about(description.join(".\n\n"))
+        .after_help(Resettable::Reset);
+    let man = Man::new(described)
         .title(name.to_uppercase())
         .section("8")
         .source(format!("lazaret {}", env!("CARGO_PKG_VERSION")))

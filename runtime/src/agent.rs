@@ -8,7 +8,7 @@
 use std::{
     io::{self, Write as _},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd},
         unix::net::UnixStream,
     },
     path::PathBuf,
@@ -19,7 +19,11 @@ use lazaret_protocol::{
     agent::{self, Answer, Failure, Reply, Request},
     frame::{self, FrameError},
 };
-use rustix::net::RecvFlags;
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::RecvFlags,
+};
 use tokio::io::AsyncReadExt as _;
 
 /// Name of the vsock device's socket in the state directory.
@@ -50,6 +54,9 @@ pub(crate) enum AgentError {
     /// The agent said no.
     #[error(transparent)]
     Refused(Failure),
+    /// The caller no longer waits.
+    #[error("interrupted")]
+    Interrupted,
     /// The agent answered another question.
     #[error("the guest agent gave an answer that does not belong to the call")]
     Unexpected,
@@ -149,6 +156,36 @@ impl Call {
             error => AgentError::Frame(error),
         })?;
         Ok((reply.map_err(AgentError::Refused)?, self.stream))
+    }
+
+    /// Waits for [`Answer::Done`] for as long as it takes, or until one of `interrupts` becomes
+    /// readable or loses its other end.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub(crate) fn finish_late(mut self, interrupts: &[BorrowedFd<'_>]) -> Result<(), AgentError> {
+        self.skip_line().map_err(AgentError::Handshake)?;
+        let mut fds = vec![PollFd::new(&self.stream, PollFlags::IN)];
+        fds.extend(
+            interrupts
+                .iter()
+                .map(|&fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)),
+        );
+        loop {
+            match poll(&mut fds, None) {
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(AgentError::Handshake(error.into())),
+            }
+            if !fds[0].revents().is_empty() {
+                break;
+            }
+            if fds[1..].iter().any(|fd| !fd.revents().is_empty()) {
+                return Err(AgentError::Interrupted);
+            }
+        }
+        drop(fds);
+        let reply: Reply = frame::read(&mut self.stream).map_err(AgentError::Frame)?;
+        done(reply.map_err(AgentError::Refused)?)
     }
 
     /// Waits for [`Answer::Done`] and returns the connection, from now on a stream of bytes.

@@ -66,7 +66,7 @@ pub(crate) struct Global {
     /// Configuration file, instead of /etc/lazaret/config.toml
     #[arg(long, value_name = "FILE", env = "LAZARET_CONFIG")]
     pub(crate) config: Option<PathBuf>,
-    /// Not supported: containers are not placed in systemd's cgroups
+    /// Make cgroups through systemd; cgroupsPath is then "slice:prefix:name"
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
     /// As crun has it: cgroupfs, or systemd, which is --systemd-cgroup

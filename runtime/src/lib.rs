@@ -15,6 +15,8 @@ pub mod config;
 mod agent;
 mod bundle;
 mod cli;
+mod hooks;
+mod host_cgroup;
 mod log;
 mod monitor;
 mod plan;
@@ -26,6 +28,7 @@ mod state;
 mod sys;
 mod terminal;
 mod time;
+mod user_namespace;
 mod verbs;
 
 /// Exit code of a verb that failed.

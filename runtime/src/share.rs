@@ -3,20 +3,22 @@
 //! host's mounts, whatever the guest believes.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
 use nix::sched::CloneFlags;
 use rustix::{
-    fs::{CWD, FileType, Mode, OFlags},
+    fs::{CWD, FileType, Mode, OFlags, ResolveFlags},
     mount::{MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags},
 };
 
 use crate::{
     plan,
     sys::{self, MountAttributes},
+    user_namespace,
 };
 
 /// Mount point of the share in the state directory.
@@ -36,6 +38,34 @@ pub(crate) enum ShareError {
         /// Host path.
         source_path: PathBuf,
         /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The root file system is reached by a symbolic link; the wording is runc's.
+    #[error("root.path: invalid rootfs: {}: not an absolute path, or a symlink", path.display())]
+    Link {
+        /// Host path.
+        path: PathBuf,
+    },
+    /// An overlay could not be mounted.
+    #[error("{field}: cannot mount overlay ({options})")]
+    Overlay {
+        /// Field of the spec.
+        field: String,
+        /// As the kernel was told.
+        options: String,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The ids of a mount could not be mapped.
+    #[error("{field}: cannot map the ids of {}", source_path.display())]
+    IdMap {
+        /// Field of the spec.
+        field: String,
+        /// Host path.
+        source_path: PathBuf,
+        /// Why not.
         #[source]
         source: io::Error,
     },
@@ -158,17 +188,22 @@ impl Share {
     }
 
     fn attach_one(&self, share: &plan::Share, is_root: bool) -> Result<OwnedFd, ShareError> {
+        if let Some(options) = &share.overlay {
+            return self.mount_overlay(share, options);
+        }
         let failed = |source: io::Error| ShareError::Source {
             field: share.field.clone(),
             source_path: share.source.clone(),
             source,
         };
-        let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        if share.recursive {
-            flags |= OpenTreeFlags::AT_RECURSIVE;
+        let clone = clone_source(share, is_root)?;
+        if let Some(id_map) = &share.id_map {
+            map_ids(&clone, id_map).map_err(|source| ShareError::IdMap {
+                field: share.field.clone(),
+                source_path: share.source.clone(),
+                source,
+            })?;
         }
-        let clone =
-            rustix::mount::open_tree(CWD, &share.source, flags).map_err(|e| failed(e.into()))?;
         restrict(share, &clone, is_root).map_err(failed)?;
         let stat = rustix::fs::fstat(&clone).map_err(|e| failed(e.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
@@ -177,13 +212,7 @@ impl Share {
             _ if is_root => return Err(failed(io::ErrorKind::NotADirectory.into())),
             _ => self.make_file(&share.share_path)?,
         }
-        if kind == FileType::Socket {
-            tracing::warn!(
-                "{}: {} is a socket, which cannot be connected to from the guest",
-                share.field,
-                share.source.display()
-            );
-        }
+        warn_of_kind(share, kind);
         rustix::mount::move_mount(
             &clone,
             "",
@@ -193,6 +222,29 @@ impl Share {
         )
         .map_err(|e| failed(e.into()))?;
         Ok(clone)
+    }
+
+    /// Mounts an overlay of host directories at its place in the share.
+    fn mount_overlay(&self, share: &plan::Share, options: &str) -> Result<OwnedFd, ShareError> {
+        let failed = |source: io::Error| ShareError::Overlay {
+            field: share.field.clone(),
+            options: options.to_owned(),
+            source,
+        };
+        self.make_directory(&share.share_path)?;
+        let data = CString::new(options).map_err(|error| failed(error.into()))?;
+        let path = format!(
+            "/proc/self/fd/{}/{}",
+            self.top.as_raw_fd(),
+            share.share_path
+        );
+        rustix::mount::mount("overlay", path, "overlay", MountFlags::empty(), &*data)
+            .map_err(|error| failed(error.into()))?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mounted = rustix::fs::openat(&self.top, &share.share_path, flags, Mode::empty())
+            .map_err(|error| failed(error.into()))?;
+        restrict(share, &mounted, false).map_err(failed)?;
+        Ok(mounted)
     }
 
     fn make_directory(&self, path: &str) -> Result<(), ShareError> {
@@ -206,6 +258,48 @@ impl Share {
             .map(drop)
             .map_err(mount_error("make a file"))
     }
+}
+
+/// Clones what is shared, with what is mounted below it if that is wanted.
+fn clone_source(share: &plan::Share, is_root: bool) -> Result<OwnedFd, ShareError> {
+    let failed = |error: rustix::io::Errno| ShareError::Source {
+        field: share.field.clone(),
+        source_path: share.source.clone(),
+        source: error.into(),
+    };
+    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    if share.recursive {
+        flags |= OpenTreeFlags::AT_RECURSIVE;
+    }
+    if !is_root {
+        return rustix::mount::open_tree(CWD, &share.source, flags).map_err(failed);
+    }
+    let path = OFlags::PATH | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::NO_SYMLINKS;
+    let root = rustix::fs::openat2(CWD, &share.source, path, Mode::empty(), resolve);
+    let root = root.map_err(|error| match error {
+        rustix::io::Errno::LOOP => ShareError::Link {
+            path: share.source.clone(),
+        },
+        error => failed(error),
+    })?;
+    rustix::mount::open_tree(&root, "", flags | OpenTreeFlags::AT_EMPTY_PATH).map_err(failed)
+}
+
+/// Has the mounts of `clone` show ids as `id_map` says.
+fn map_ids(clone: &OwnedFd, id_map: &plan::IdMap) -> io::Result<()> {
+    let namespace = user_namespace::make(&id_map.uids, &id_map.gids)?;
+    sys::map_mount_ids(clone.as_fd(), namespace.as_fd(), id_map.recursive)
+}
+
+/// Says what of a file does not reach into the guest.
+fn warn_of_kind(share: &plan::Share, kind: FileType) {
+    let what = match kind {
+        FileType::Socket => "a socket, which cannot be connected to from the guest",
+        FileType::Fifo => "a pipe, which connects only processes in the guest with each other",
+        _ => return,
+    };
+    tracing::warn!("{}: {} is {what}", share.field, share.source.display());
 }
 
 /// Sets what the clone may be used for. Programs with set-user-id bits and device nodes mean

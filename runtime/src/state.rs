@@ -1,5 +1,5 @@
-//! State on disk: one directory per container under the state root, with `state.json`, the sockets
-//! and the mount point of the share in it. Called by every verb and by the monitor; knows nothing
+//! State on disk: one directory per container under the state root, with `state.json`, what others
+//! note beside it, the sockets and the mount point of the share in it. Called by every verb and by the monitor; knows nothing
 //! of VMs or agents.
 //!
 //! The directory's own `flock` orders everybody who changes the state. The creator takes it before
@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::process::ProcessId;
+use crate::{hooks::LaterHooks, process::ProcessId};
 
 mod size;
 
@@ -30,8 +30,9 @@ pub(crate) use size::VmSize;
 /// Where states are kept unless `--root` says otherwise.
 pub(crate) const DEFAULT_ROOT: &str = "/run/lazaret";
 
+mod parts;
+
 const RECORD: &str = "state.json";
-const RECORD_NEW: &str = "state.json.new";
 
 /// Only the owner has business in the state: whoever connects to a socket here rules the container.
 const DIRECTORY_MODE: Mode = Mode::RWXU;
@@ -113,6 +114,8 @@ pub(crate) enum StateError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Phase {
+    /// Hooks run that may look at the state.
+    Creating,
     /// The process waits before exec.
     Created,
     /// The process was released.
@@ -174,6 +177,9 @@ pub(crate) struct Record {
     pub(crate) vmm: ProcessId,
     /// Exit code once stopped: the container's, or 255 if the sandbox was lost.
     pub(crate) exit_code: Option<u8>,
+    /// The hooks that are still to come.
+    #[serde(default, skip_serializing_if = "LaterHooks::is_empty")]
+    pub(crate) hooks: LaterHooks,
     /// Size of the VM; none in the record of an older version.
     pub(crate) vm: Option<VmSize>,
     /// `linux.resources` as it is now, without rules about devices.
@@ -334,29 +340,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Damaged`] or [`StateError::Io`].
     pub(crate) fn read(&self) -> Result<Option<Record>, StateError> {
-        use std::io::Read as _;
-
-        let path = || self.path.join(RECORD);
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let file = match rustix::fs::openat(&self.fd, RECORD, flags, Mode::empty()) {
-            Ok(fd) => fd,
-            Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(io_error("open", &path(), error)),
-        };
-        let mut text = Vec::new();
-        std::fs::File::from(file)
-            .read_to_end(&mut text)
-            .map_err(|source| StateError::Io {
-                action: "read",
-                path: path(),
-                source,
-            })?;
-        serde_json::from_slice(&text)
-            .map(Some)
-            .map_err(|source| StateError::Damaged {
-                path: path(),
-                source,
-            })
+        self.read_part(RECORD)
     }
 
     /// Replaces the record in one step.
@@ -364,25 +348,7 @@ impl StateDir {
     /// # Errors
     /// [`StateError::Io`].
     pub(crate) fn write(&self, record: &Record) -> Result<(), StateError> {
-        use std::io::Write as _;
-
-        let path = || self.path.join(RECORD);
-        let text = serde_json::to_vec(record).map_err(|source| StateError::Damaged {
-            path: path(),
-            source,
-        })?;
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::CLOEXEC;
-        let file = rustix::fs::openat(&self.fd, RECORD_NEW, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(|error| io_error("write", &path(), error))?;
-        std::fs::File::from(file)
-            .write_all(&text)
-            .map_err(|source| StateError::Io {
-                action: "write",
-                path: path(),
-                source,
-            })?;
-        rustix::fs::renameat(&self.fd, RECORD_NEW, &self.fd, RECORD)
-            .map_err(|error| io_error("write", &path(), error))
+        self.write_part(RECORD, record)
     }
 
     /// Reads the record and finds out what is true of it now.
@@ -437,7 +403,7 @@ impl StateDir {
         }
     }
 
-    /// Name of the directory's owner, or its number if it has no name.
+    /// Name of the directory's owner, or `#` and its number if it has no name.
     pub(crate) fn owner(&self) -> String {
         let Ok(stat) = rustix::fs::statat(&self.fd, "", AtFlags::EMPTY_PATH) else {
             return String::new();
@@ -450,7 +416,7 @@ impl StateDir {
             let name = fields.next()?;
             (fields.nth(1)? == uid).then(|| name.to_owned())
         });
-        name.unwrap_or(uid)
+        name.unwrap_or_else(|| format!("#{uid}"))
     }
 }
 
@@ -465,6 +431,7 @@ fn status_of(record: &Record) -> Status {
         return Status::Stopped;
     }
     match record.phase {
+        Phase::Creating => Status::Creating,
         Phase::Created => Status::Created,
         Phase::Running => Status::Running,
         Phase::Paused => Status::Paused,

@@ -2,8 +2,14 @@
 //! the runtime that contains `unsafe`; each wrapper is safe to call.
 
 use std::{
+    ffi::CString,
     io,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    os::{
+        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::{ffi::OsStrExt as _, process::CommandExt as _},
+    },
+    path::Path,
+    process::Command,
 };
 
 use tokio::io::{Interest, unix::AsyncFd};
@@ -34,6 +40,39 @@ pub(crate) fn set_mount_attributes(
         propagation: attributes.propagation,
         userns_fd: 0,
     };
+    mount_setattr(fd, &request, recursive)
+}
+
+/// Maps the ids of the mount `fd` refers to, which must not be attached yet, as `user_namespace`
+/// does, and of all mounts below it if `recursive`.
+///
+/// # Errors
+/// As `mount_setattr(2)`; `EINVAL` when the file system does not support it.
+pub(crate) fn map_mount_ids(
+    fd: BorrowedFd<'_>,
+    user_namespace: BorrowedFd<'_>,
+    recursive: bool,
+) -> io::Result<()> {
+    let request = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP,
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: u64::try_from(user_namespace.as_raw_fd()).unwrap_or(u64::MAX),
+    };
+    mount_setattr(fd, &request, recursive)
+}
+
+/// Ends this process at once: for the child of [`fork`] that is no monitor.
+pub(crate) fn end_child() -> ! {
+    // SAFETY: `_exit` has no preconditions and does not return.
+    unsafe { libc::_exit(0) }
+}
+
+fn mount_setattr(
+    fd: BorrowedFd<'_>,
+    request: &libc::mount_attr,
+    recursive: bool,
+) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
     // SAFETY: the path is a NUL-terminated static string, `request` is a live `mount_attr` whose
     // size is passed with it, and `fd` is open for the whole call because it is borrowed.
@@ -43,7 +82,7 @@ pub(crate) fn set_mount_attributes(
             fd.as_raw_fd(),
             c"".as_ptr(),
             flags,
-            &raw const request,
+            std::ptr::from_ref(request),
             size_of::<libc::mount_attr>(),
         )
     };
@@ -68,22 +107,52 @@ pub(crate) enum Fork {
     Child,
 }
 
+/// Flag of `clone3(2)`; the C library's constant is of a type too narrow for it.
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+
 /// Forks a process that has one thread only; a threaded one is refused, for its child could
-/// inherit a lock that nobody will ever release.
+/// inherit a lock that nobody will ever release. The child is born in the cgroup v2 whose directory
+/// `cgroup` is, if one is given: moving it there later would wait until every CPU has been
+/// scheduled once.
 ///
 /// # Errors
-/// As `fork(2)`; `EINVAL` when other threads exist.
-pub(crate) fn fork() -> io::Result<Fork> {
+/// As `fork(2)` and, with a cgroup, `clone3(2)`; `EINVAL` when other threads exist.
+pub(crate) fn fork(cgroup: Option<BorrowedFd<'_>>) -> io::Result<Fork> {
     if std::fs::read_dir("/proc/self/task")?.take(2).count() > 1 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
-    // SAFETY: this is the process's only thread (checked above, and nobody else could start one in
-    // between), so the child finds every lock in the state this thread left it in.
-    let pid = unsafe { libc::fork() };
+    let pid = match cgroup {
+        // SAFETY: this is the process's only thread (checked above, and nobody else could start
+        // one in between), so the child finds every lock in the state this thread left it in.
+        None => unsafe { libc::fork() }.into(),
+        Some(cgroup) => clone_into(cgroup),
+    };
     match pid {
         -1 => Err(io::Error::last_os_error()),
         0 => Ok(Fork::Child),
-        pid => Ok(Fork::Parent(pid)),
+        pid => i32::try_from(pid)
+            .map(Fork::Parent)
+            .map_err(|_| io::Error::from_raw_os_error(libc::EINVAL)),
+    }
+}
+
+/// As `fork(2)`, into a cgroup. The C library does not see it, and goes on taking the child for its
+/// parent where it remembers a thread's id, which is in locks of kinds that are not used here.
+fn clone_into(cgroup: BorrowedFd<'_>) -> libc::c_long {
+    // SAFETY: `clone_args` is a struct of integers, for which zero is a valid value.
+    let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
+    arguments.flags = CLONE_INTO_CGROUP;
+    arguments.exit_signal = u64::from(libc::SIGCHLD.unsigned_abs());
+    arguments.cgroup = u64::from(cgroup.as_raw_fd().unsigned_abs());
+    // SAFETY: `arguments` outlives the call, and its size is passed with it; without CLONE_VM the
+    // child runs on its own copy of this stack. That there is only one thread is what `fork`, the
+    // one caller, has checked.
+    unsafe {
+        libc::syscall(
+            libc::SYS_clone3,
+            &raw const arguments,
+            size_of::<libc::clone_args>(),
+        )
     }
 }
 
@@ -133,6 +202,44 @@ pub(crate) fn watch(
     result.map_err(tokio::io::unix::AsyncFdRegisterError::into_parts)
 }
 
+/// Has the child that `command` is going to start enter `mount_namespace`, then `directory` in it,
+/// and receive all signals: ours are blocked.
+///
+/// # Errors
+/// When the directory's name holds a NUL character.
+pub(crate) fn place_child(
+    command: &mut Command,
+    mount_namespace: Option<OwnedFd>,
+    directory: Option<&Path>,
+) -> io::Result<()> {
+    let directory = directory
+        .map(|directory| CString::new(directory.as_os_str().as_bytes()))
+        .transpose()?;
+    let place = move || {
+        if let Some(namespace) = &mount_namespace {
+            // SAFETY: setns takes two integers; the descriptor is open, as it is owned.
+            let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) };
+            check(result.into())?;
+        }
+        if let Some(directory) = &directory {
+            // SAFETY: the path is a live, NUL-terminated string.
+            let result = unsafe { libc::chdir(directory.as_ptr()) };
+            check(result.into())?;
+        }
+        // SAFETY: a `sigset_t` is a struct of integers, for which zero is a valid value: it is the
+        // empty set.
+        let empty: libc::sigset_t = unsafe { std::mem::zeroed() };
+        // SAFETY: the set outlives the call, and no old mask is asked for.
+        let result =
+            unsafe { libc::sigprocmask(libc::SIG_SETMASK, &raw const empty, std::ptr::null_mut()) };
+        check(result.into())
+    };
+    // SAFETY: between fork and exec the closure makes system calls on data made before, and
+    // nothing else: it takes no lock and allocates nothing, not even for the error of a call.
+    unsafe { command.pre_exec(place) };
+    Ok(())
+}
+
 /// Version of the KVM API behind `kvm`, an open `/dev/kvm` (KVM API §4.1); 12 since 2007.
 ///
 /// # Errors
@@ -154,39 +261,6 @@ pub(crate) fn seconds_east_of_utc(since_s: u64) -> i64 {
     // and this process changes no variable once it runs.
     let result = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
     if result.is_null() { 0 } else { local.tm_gmtoff }
-}
-
-/// Binds all threads in `tasks`, a directory like `/proc/PID/task`, to `cpus`; those that are
-/// started meanwhile inherit it from a thread that is bound already or is found in another look.
-///
-/// # Errors
-/// As `sched_setaffinity(2)`; a thread that has ended is none.
-pub(crate) fn bind_threads(tasks: &std::path::Path, cpus: &[usize]) -> io::Result<()> {
-    let mut set = rustix::thread::CpuSet::new();
-    for &cpu in cpus {
-        set.set(cpu);
-    }
-    let mut bound = std::collections::BTreeSet::new();
-    loop {
-        let mut more = false;
-        for entry in std::fs::read_dir(tasks)? {
-            let name = entry?.file_name();
-            let thread = name.to_str().and_then(|name| name.parse().ok());
-            let Some(thread) = thread.and_then(rustix::thread::Pid::from_raw) else {
-                continue;
-            };
-            if bound.insert(thread.as_raw_nonzero()) {
-                more = true;
-                match rustix::thread::sched_setaffinity(Some(thread), &set) {
-                    Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        }
-        if !more {
-            return Ok(());
-        }
-    }
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {

@@ -1,13 +1,12 @@
 //! How containers and further processes come to be: the agent's half of the work.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
 use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Process, Stdio};
 use rustix::io::Errno;
 
 use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
-use crate::bpf_compiler::Interpreted;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
 use crate::errno::Os;
@@ -48,8 +47,7 @@ impl Container {
             personality: wanted.personality,
         };
         let parent = &host.environment.cgroup_parent;
-        let interpreted = host.environment.bpf_compiler.as_deref();
-        let interpreted = interpreted.map(Interpreted::begin);
+        let interpreted = host.interpreted(true);
         let cgroup = Cgroup::create(parent, &wanted.id, &wanted.cgroup)?;
         drop(interpreted);
         let built = Self::build(host, wanted, &namespaces, &cgroup).await;
@@ -87,7 +85,7 @@ impl Container {
         let environment = host.environment;
         let new_user = namespaces.is_new(NamespaceKind::User);
         let mut inherited: Vec<OwnedFd> = Vec::new();
-        let mut pass = |fd: OwnedFd| -> Result<RawFd, LaunchError> {
+        let mut pass = |fd: BorrowedFd<'_>| -> Result<RawFd, LaunchError> {
             let fd = launch::inheritable(fd)?;
             let number = fd.as_raw_fd();
             inherited.push(fd);
@@ -96,12 +94,7 @@ impl Container {
         let mut joined = Vec::new();
         for (kind, fd) in &namespaces.joined {
             if *kind != NamespaceKind::Pid {
-                let fd = fd.try_clone().map_err(Os::from);
-                let fd = fd.map_err(|source| LaunchError::Descriptor {
-                    what: "namespace to join",
-                    source,
-                })?;
-                joined.push((*kind, pass(fd)?));
+                joined.push((*kind, pass(fd.as_fd())?));
             }
         }
         let mut root_tree = None;
@@ -110,10 +103,10 @@ impl Container {
             // A new user namespace has no rights over the guest's mounts.
             let share = &environment.share;
             let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
-            root_tree = Some(pass(root)?);
+            root_tree = Some(pass(root.as_fd())?);
             for mount in &wanted.mounts {
                 let tree = mounts::clone_source(share, mount)?;
-                trees.push(tree.map(&mut pass).transpose()?);
+                trees.push(tree.map(|tree| pass(tree.as_fd())).transpose()?);
             }
             let root_id = |mappings: &[IdMapping]| root_id(mappings);
             cgroup.delegate(root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings))?;
@@ -137,6 +130,7 @@ impl Container {
         let id = wanted.id.clone();
         let limits = wanted.process.rlimits.clone();
         let score = wanted.process.oom_score_adj;
+        let _interpreted = host.interpreted(wanted.seccomp.is_some());
         let instructions = Instructions::Container(Box::new(ContainerInstructions {
             container: wanted,
             share: environment.share.display().to_string(),
@@ -189,7 +183,7 @@ impl Container {
         let number = init.as_raw_fd();
         let inherited = [init];
         let stdio = stdio_of(&wanted);
-        let launch = |cgroup: std::os::fd::BorrowedFd<'_>| {
+        let launch = |cgroup: BorrowedFd<'_>| {
             launch::launch(&Plan {
                 executable: &host.environment.executable,
                 clone_flags: 0,
@@ -217,6 +211,7 @@ impl Container {
         }?;
         let limits = wanted.rlimits.clone();
         let score = wanted.oom_score_adj;
+        let _interpreted = host.interpreted(self.rules.seccomp.is_some());
         let instructions = Instructions::Exec(Box::new(ExecInstructions {
             process: wanted,
             init: number,

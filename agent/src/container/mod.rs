@@ -17,6 +17,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, prlimit};
 use rustix::thread::ThreadNameSpaceType;
 
+use crate::bpf_compiler::Interpreted;
 use crate::cgroup::Cgroup;
 use crate::connection::Connection;
 use crate::errno::Os;
@@ -106,13 +107,14 @@ impl Container {
     ///
     /// # Errors
     /// [`ContainerError::State`] unless it is created; the failure of `exec` as the child put it.
-    pub async fn start(&self) -> Result<(), ContainerError> {
+    pub async fn start(&self, host: Host<'_>) -> Result<(), ContainerError> {
         self.require_alive("start")?;
         let channel = self.channel.borrow_mut().take();
         let Some(channel) = channel.filter(|_| self.state.get() == State::Created) else {
             return Err(self.wrong_state("cannot start an already running container"));
         };
         self.state.set(State::Started);
+        let _interpreted = host.interpreted(self.rules.seccomp.is_some());
         release(&channel, &self.init).await
     }
 
@@ -382,6 +384,14 @@ pub struct Host<'a> {
     pub environment: &'a Environment,
     /// Who learns of ended children.
     pub reaper: &'a Reaper,
+}
+
+impl<'a> Host<'a> {
+    /// Keeps a filter that is loaded meanwhile, if one is, from being compiled.
+    fn interpreted(&self, loads_filter: bool) -> Option<Interpreted<'a>> {
+        let switch = self.environment.bpf_compiler.as_deref();
+        switch.filter(|_| loads_filter).map(Interpreted::begin)
+    }
 }
 
 impl From<Failure> for ContainerError {

@@ -3,11 +3,12 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use lazaret_protocol::container::{CreateContainer, DeviceKind, DeviceNode, MountSource};
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, openat, symlinkat,
-    unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, openat, statat,
+    symlinkat, unlinkat,
 };
 use rustix::io::Errno;
 
@@ -35,6 +36,9 @@ const LINKS: [(&str, &str); 5] = [
     ("ptmx", "pts/ptmx"),
 ];
 
+/// The link that is there if its target is (runc).
+const CORE: (&str, &str) = ("core", "/proc/kcore");
+
 /// Makes all nodes and links. In a user namespace nodes cannot be made, so the guest's are bound.
 pub(super) fn create(
     rootfs: &Rootfs,
@@ -47,7 +51,7 @@ pub(super) fn create(
             && mount.destination.trim_end_matches('/') == "/dev"
     });
     if !bound {
-        create_defaults(rootfs, user_namespace)?;
+        create_defaults(rootfs, &container.devices, user_namespace)?;
     }
     for device in &container.devices {
         create_device(rootfs, device, user_namespace)?;
@@ -55,12 +59,20 @@ pub(super) fn create(
     Ok(())
 }
 
-fn create_defaults(rootfs: &Rootfs, user_namespace: bool) -> Result<(), InitError> {
+fn create_defaults(
+    rootfs: &Rootfs,
+    listed: &[DeviceNode],
+    user_namespace: bool,
+) -> Result<(), InitError> {
     let dev = rootfs.open_or_create("/dev", Missing::Directory)?;
     for (name, major, minor) in DEFAULTS {
         let path = format!("/dev/{name}");
+        // The caller may want another mode or owner.
+        if listed.iter().any(|device| device.path == path) {
+            continue;
+        }
         if user_namespace {
-            bind_guest_device(rootfs, &path)?;
+            bind_guest_device(rootfs, &path, &path)?;
             continue;
         }
         let mode = Mode::from_raw_mode(0o666);
@@ -73,7 +85,8 @@ fn create_defaults(rootfs: &Rootfs, user_namespace: bool) -> Result<(), InitErro
         );
         accept_existing(node).map_err(on_device(&path))?;
     }
-    for (name, target) in LINKS {
+    let core = Path::new(CORE.1).exists().then_some(CORE);
+    for (name, target) in LINKS.into_iter().chain(core) {
         let path = format!("/dev/{name}");
         let linked = match symlinkat(target, &dev, name) {
             // An image may have a node here, which would lead to no pty of the container.
@@ -97,7 +110,8 @@ fn create_device(
         return Err(on_device(&device.path)(Errno::INVAL));
     }
     if user_namespace && device.kind != DeviceKind::Fifo {
-        return bind_guest_device(rootfs, &device.path);
+        let guest_path = guest_path(device).map_err(on_device(&device.path))?;
+        return bind_guest_device(rootfs, &device.path, &guest_path);
     }
     let parent = rootfs.open_or_create(directory, Missing::Directory)?;
     let kind = match device.kind {
@@ -109,7 +123,17 @@ fn create_device(
     let mode = Mode::from_raw_mode(device.mode);
     match mknodat(&parent, name, kind, mode, number) {
         Ok(()) => chown(parent.as_fd(), name, device),
-        Err(Errno::EXIST) => Ok(()),
+        // Anything but this very device must not pass for it (config-linux.md "Devices").
+        Err(Errno::EXIST) => match statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat)
+                if FileType::from_raw_mode(stat.st_mode) == kind
+                    && (kind == FileType::Fifo || stat.st_rdev == number) =>
+            {
+                Ok(())
+            }
+            Ok(_) => Err(Errno::EXIST),
+            Err(errno) => Err(errno),
+        },
         Err(errno) => Err(errno),
     }
     .map_err(on_device(&device.path))
@@ -129,10 +153,24 @@ fn chown(parent: BorrowedFd<'_>, name: &str, device: &DeviceNode) -> Result<(), 
     )
 }
 
-/// Binds the guest's device of the same path.
-fn bind_guest_device(rootfs: &Rootfs, path: &str) -> Result<(), InitError> {
+/// Where the guest has a device, which the kernel knows by its numbers.
+fn guest_path(device: &DeviceNode) -> Result<String, Errno> {
+    let kind = if device.kind == DeviceKind::Block {
+        "block"
+    } else {
+        "char"
+    };
+    let (major, minor) = (device.major, device.minor);
+    let event = std::fs::read_to_string(format!("/sys/dev/{kind}/{major}:{minor}/uevent"))
+        .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+    let name = event.lines().find_map(|line| line.strip_prefix("DEVNAME="));
+    name.map(|name| format!("/dev/{name}")).ok_or(Errno::NODEV)
+}
+
+/// Binds the guest's device at `guest_path` on `path` of the container.
+fn bind_guest_device(rootfs: &Rootfs, path: &str, guest_path: &str) -> Result<(), InitError> {
     let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let source = openat(CWD, path, flags, Mode::empty()).map_err(on_device(path))?;
+    let source = openat(CWD, guest_path, flags, Mode::empty()).map_err(on_device(path))?;
     let destination = rootfs.open_or_create(path, Missing::File)?;
     Ok(mounts::bind_over(
         source.as_fd(),

@@ -6,6 +6,7 @@
 //! it only waits and executes the program.
 
 mod devices;
+mod hooks;
 mod program;
 mod setup;
 mod terminal;
@@ -16,6 +17,7 @@ use std::os::unix::net::UnixStream;
 
 use lazaret_protocol::agent::{Failure, FailureKind};
 use lazaret_protocol::frame::{self, FrameError};
+use lazaret_protocol::hook::StartHooks;
 use nix::sys::signal::SigSet;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 use rustix::process::{DumpableBehavior, set_dumpable_behavior};
@@ -65,6 +67,8 @@ enum InitError {
     Capability(#[from] CapabilityError),
     #[error(transparent)]
     Program(#[from] ProgramError),
+    #[error(transparent)]
+    Hook(#[from] hooks::HookError),
     #[error("{step}")]
     Step {
         step: &'static str,
@@ -118,19 +122,21 @@ fn run(channel: &mut UnixStream) -> Result<(), InitError> {
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(InitError::step("become undumpable"))?;
     rustix::process::umask(rustix::fs::Mode::empty());
-    let (rules, (process, terminal)) = match instructions {
+    let (rules, hooks, (process, terminal)) = match instructions {
         Instructions::Container(mut instructions) => {
             let container = &mut instructions.container;
             let rules = Rules {
                 seccomp: container.seccomp.take(),
                 personality: container.personality,
             };
-            (rules, setup::build(*instructions)?)
+            let hooks = std::mem::take(&mut container.start_hooks);
+            (rules, hooks, setup::build(*instructions)?)
         }
         Instructions::Exec(mut instructions) => {
             attributes::run_on(&instructions.process.cpu_affinity.initial)?;
             let rules = std::mem::take(&mut instructions.rules);
-            (rules, setup::enter(*instructions)?)
+            let none = StartHooks::default();
+            (rules, none, setup::enter(*instructions)?)
         }
     };
     let program = program::prepare(process, &rules)?;
@@ -140,18 +146,18 @@ fn run(channel: &mut UnixStream) -> Result<(), InitError> {
         Ok(1) if byte[0] == START => {}
         _ => return Ok(()),
     }
+    sys::close_on_exec_from(CHANNEL as u32)
+        .map_err(InitError::step("close descriptors on exec"))?;
+    sys::ignore_broken_pipes(false);
+    SigSet::empty()
+        .thread_set_mask()
+        .map_err(|errno| InitError::step("unblock signals")(std::io::Error::from(errno)))?;
+    hooks::run(&hooks)?;
     Err(execute(&program))
 }
 
 /// Executes the program; returns why it did not.
 fn execute(program: &Program) -> InitError {
-    if let Err(errno) = sys::close_on_exec_from(CHANNEL as u32) {
-        return InitError::step("close descriptors on exec")(errno);
-    }
-    sys::ignore_broken_pipes(false);
-    if let Err(errno) = SigSet::empty().thread_set_mask() {
-        return InitError::step("unblock signals")(std::io::Error::from(errno));
-    }
     // The last thing before the program, which is all that the filter has to allow then.
     if let Some(filter) = &program.filter
         && let Err(error) = filter.load()

@@ -21,6 +21,7 @@ use lazaret_protocol::container::{
     NamespaceKind, Process, Root, Stdio, User,
 };
 use lazaret_protocol::frame;
+use lazaret_protocol::hook::StartHooks;
 
 /// Programs that busybox plays in the test's root file systems.
 const APPLETS: &str = "awk cat chmod chroot cut dd echo env false grep head hostname id kill ls \
@@ -428,6 +429,7 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
         readonly_paths: vec!["/proc/sys".to_owned()],
         sysctl: Vec::new(),
         cgroup: Cgroup::default(),
+        start_hooks: StartHooks::default(),
         time_offsets: Vec::new(),
         seccomp: None,
         personality: None,

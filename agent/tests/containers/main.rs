@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod harness;
+mod hooks;
 mod isolation;
 mod lifecycle;
 mod live;

@@ -3,11 +3,11 @@
 
 use std::{
     io::{self, PipeReader, PipeWriter, Read as _, Write as _},
-    os::fd::{AsRawFd as _, RawFd},
+    os::fd::{AsRawFd as _, BorrowedFd, RawFd},
 };
 
 use rustix::{
-    event::{PollFd, PollFlags, poll},
+    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
 };
 
@@ -22,18 +22,36 @@ const CREATED: u8 = b'+';
 /// First byte of the report: what follows says why not.
 const FAILED: u8 = b'-';
 
-/// Runs `body` in a new process of its own session and waits for its report; passes on interrupts
-/// that come meanwhile if it stays in the foreground.
+/// Which cgroup a monitor begins its life in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Born {
+    /// The caller's.
+    WithCaller,
+    /// Its sandbox's.
+    InCgroup,
+}
+
+/// Runs `body` in a new process of its own session, born in the cgroup `cradle` if that can be, and
+/// waits for its report; passes on interrupts that come meanwhile if it stays in the foreground.
 ///
 /// # Errors
 /// [`MonitorError`]: what the monitor reported, or that it did not.
 pub(super) fn fork(
     keep: &[RawFd],
     foreground: bool,
-    body: impl FnOnce(PipeWriter) -> u8,
+    cradle: Option<BorrowedFd<'_>>,
+    body: impl FnOnce(PipeWriter, Born) -> u8,
 ) -> Result<i32, MonitorError> {
     let (reader, writer) = io::pipe().map_err(host_error("make a pipe"))?;
-    match sys::fork().map_err(host_error("fork the monitor"))? {
+    let (forked, born) = match cradle.map(|cgroup| sys::fork(Some(cgroup))) {
+        Some(Ok(forked)) => (forked, Born::InCgroup),
+        // A kernel, or whoever filters its calls, may not have this one.
+        Some(Err(_)) | None => {
+            let forked = sys::fork(None).map_err(host_error("fork the monitor"))?;
+            (forked, Born::WithCaller)
+        }
+    };
+    match forked {
         Fork::Parent(pid) => {
             drop(writer);
             if foreground {
@@ -44,7 +62,7 @@ pub(super) fn fork(
         Fork::Child => {
             drop(reader);
             let code = match prepare(keep, &writer) {
-                Ok(()) => body(writer),
+                Ok(()) => body(writer, born),
                 Err(error) => {
                     report_failure(writer, &error);
                     1
@@ -118,6 +136,13 @@ pub(super) fn report_failure(mut report: PipeWriter, error: &MonitorError) {
     message.extend(log::chain(error).into_bytes());
     // Nobody listens any more: then nobody needs to know.
     let _ = report.write_all(&message);
+}
+
+/// Whether somebody still waits for the report.
+pub(super) fn has_listener(report: &PipeWriter) -> bool {
+    // Without events, what is heard of a pipe is that its reader has gone.
+    let mut fds = [PollFd::new(report, PollFlags::empty())];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
 }
 
 /// Reports that the process was created.

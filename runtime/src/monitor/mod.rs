@@ -11,6 +11,7 @@ use std::{
         fd::{AsFd, AsRawFd},
         unix::net::UnixStream,
     },
+    path::PathBuf,
     time::Instant,
 };
 
@@ -19,22 +20,26 @@ use lazaret_protocol::agent::{ExitStatus, ProcessRef, Request};
 use crate::{
     agent::{Agent, AgentError},
     config::Config,
+    hooks::HookError,
+    host_cgroup::{self, CgroupError, HostCgroup},
     log,
     plan::Plan,
     process::ProcessId,
     seccomp::{self, SeccompError},
     share::{Share, ShareError},
+    signals,
     state::{Phase, Record, StateDir, StateError},
     terminal::{self, TerminalError},
 };
 
 mod birth;
 mod boot_log;
+mod creation;
 pub(crate) mod session;
 pub(crate) mod stdio;
 mod vm;
 
-use birth::{fork, report_created, report_failure};
+use birth::{Born, fork, report_created, report_failure};
 use session::{HostStreams, Session, SessionError};
 use vm::{Vm, VmError};
 
@@ -62,9 +67,24 @@ pub(crate) enum MonitorError {
     /// The terminal could not be made.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The state could not be written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The cgroup could not be entered.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The host's kernel ended the VM.
+    #[error(
+        "lazaret-vmm was killed: the sandbox needs more memory than its cgroup {} allows",
+        path.display()
+    )]
+    OutOfMemory {
+        /// The cgroup.
+        path: PathBuf,
+    },
     /// Something on the host failed.
     #[error("cannot {action}")]
     Host {
@@ -103,6 +123,8 @@ pub(crate) struct ContainerJob<'a> {
     pub(crate) plan: Plan,
     /// Where things are.
     pub(crate) config: &'a Config,
+    /// The sandbox's cgroup.
+    pub(crate) cgroup: HostCgroup,
     /// The record to write; the monitor fills in the processes.
     pub(crate) record: Record,
     /// Socket that wants the pty.
@@ -141,17 +163,24 @@ pub(crate) struct Place<'a> {
 ///
 /// # Errors
 /// [`MonitorError`]; nothing of the container is left then.
-pub(crate) fn create(job: ContainerJob<'_>) -> Result<i32, MonitorError> {
+pub(crate) fn create(mut job: ContainerJob<'_>) -> Result<i32, MonitorError> {
     let dir = job.dir;
     let mut keep = vec![dir.as_fd().as_raw_fd()];
     keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
     let foreground = job.foreground;
-    let result = fork(&keep, foreground, |report| monitor_container(job, report));
-    if matches!(result, Err(MonitorError::Died)) {
-        // It had no time to clean up. The VM ends with it, by its lifeline.
-        if let Err(error) = dir.remove() {
-            tracing::warn!("{error}");
-        }
+    // It stays here: the monitor closes what it inherits, and must not own it.
+    let cradle = job.cgroup.take_cradle();
+    let cradle = cradle.as_ref().map(AsFd::as_fd);
+    let result = fork(&keep, foreground, cradle, |report, born| {
+        monitor_container(job, report, born)
+    });
+    if matches!(
+        result,
+        Err(MonitorError::Died | MonitorError::Reported { .. })
+    ) {
+        // It could not remove the cgroup it was in, or had no time to. The VM ends with it, by its
+        // lifeline.
+        clean_up(dir);
     }
     result
 }
@@ -163,7 +192,17 @@ pub(crate) fn create(job: ContainerJob<'_>) -> Result<i32, MonitorError> {
 pub(crate) fn exec(job: ExecJob<'_>) -> Result<i32, MonitorError> {
     let mut keep = vec![job.dir.as_fd().as_raw_fd()];
     keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
-    fork(&keep, false, |report| monitor_exec(job, report))
+    fork(&keep, false, None, |report, _| monitor_exec(job, report))
+}
+
+/// Takes away what is left of a container that was not created.
+fn clean_up(dir: &StateDir) {
+    if let Err(error) = host_cgroup::remove(dir) {
+        tracing::warn!("{}", log::chain(&error));
+    }
+    if let Err(error) = dir.remove() {
+        tracing::warn!("{error}");
+    }
 }
 
 /// A container, created.
@@ -172,9 +211,13 @@ struct Created {
     session: Session,
 }
 
-fn monitor_container(mut job: ContainerJob<'_>, report: PipeWriter) -> u8 {
+fn monitor_container(mut job: ContainerJob<'_>, report: PipeWriter, born: Born) -> u8 {
     let mut share = None;
-    let result = create_container(&mut job, &mut share, &report)
+    let result = job
+        .cgroup
+        .enter(born == Born::InCgroup)
+        .map_err(MonitorError::from)
+        .and_then(|()| create_container(&mut job, &mut share, &report))
         .and_then(|created| report_or_give_back(created, &report));
     let created = match result {
         Ok(created) => created,
@@ -182,15 +225,17 @@ fn monitor_container(mut job: ContainerJob<'_>, report: PipeWriter) -> u8 {
             if let Some(share) = share {
                 share.unmount();
             }
-            if let Err(error) = job.dir.remove() {
-                tracing::warn!("{error}");
+            // Whoever waits for the report cleans up when this process has left the cgroup.
+            if !birth::has_listener(&report) {
+                job.cgroup.leave();
+                clean_up(job.dir);
             }
             report_failure(report, &error);
             return 1;
         }
     };
     drop(report);
-    run_container(job.dir, created)
+    run_container(job.dir, &job.cgroup, created)
 }
 
 fn report_or_give_back(created: Created, report: &PipeWriter) -> Result<Created, MonitorError> {
@@ -206,11 +251,10 @@ fn create_container(
     share_slot: &mut Option<Share>,
     report: &PipeWriter,
 ) -> Result<Created, MonitorError> {
-    let since = Instant::now();
+    let mut since = Instant::now();
     log::monitor_phase("monitor forked");
+    let host_mounts = creation::host_mounts(&job.plan.host.hooks)?;
     let plan = &job.plan;
-    let id = &plan.container.id;
-    bind_to_cpus(&plan.host.cpus)?;
     let share = share_slot.insert(Share::mount(job.dir.path())?);
     log::monitor_phase("share mounted");
     let mut vm = Vm::start(job.config)?;
@@ -224,7 +268,15 @@ fn create_container(
     )?;
     log::monitor_phase("VM described to the VMM");
     // All this happens while the guest boots.
-    share.attach(id, &plan.host.shares)?;
+    job.record.monitor = own_id()?;
+    job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
+    if let Some(host_mounts) = host_mounts {
+        creation::run_hooks(job, &host_mounts, report)?;
+        // They may have taken longer than a guest may.
+        since = Instant::now();
+    }
+    let plan = &job.plan;
+    share.attach(&plan.container.id, &plan.host.shares)?;
     log::monitor_phase("files shared");
     let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;
@@ -233,13 +285,12 @@ fn create_container(
         _ => HostStreams::Inherited,
     };
     job.plan.container.seccomp = seccomp;
-    job.record.monitor = own_id()?;
-    job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
     vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;
     let agent = Agent::new(job.dir);
-    let made = create_in_guest(job, agent, share, streams);
+    let made = create_in_guest(job, agent, share, streams, report);
     // A call that broke off because the guest did is best explained by the guest's end.
-    let session = made.map_err(|error| explain(error, &mut vm))?;
+    let session = made.map_err(|error| explain(error, &mut vm, &job.cgroup))?;
+    job.cgroup.limit_cpu()?;
     job.dir.write(&job.record)?;
     job.dir.unlock();
     log::monitor_phase("state written");
@@ -251,6 +302,7 @@ fn create_in_guest(
     agent: Agent,
     share: &mut Share,
     streams: HostStreams,
+    report: &PipeWriter,
 ) -> Result<Session, MonitorError> {
     let container = &job.plan.container;
     agent.call(&Request::CreateContainer(Box::new(container.clone())))?;
@@ -264,9 +316,16 @@ fn create_in_guest(
     release_standard_streams(container.process.terminal.is_some() && job.console.is_some())?;
     log::monitor_phase("streams attached");
     if job.start {
-        agent.done(&Request::StartContainer {
+        let request = Request::StartContainer {
             container: container.id.clone(),
-        })?;
+        };
+        if container.start_hooks.hooks.is_empty() {
+            agent.done(&request)?;
+        } else {
+            let interrupts = signals::open_interrupts().map_err(host_error("receive signals"))?;
+            let call = agent.begin(&request)?;
+            call.finish_late(&[report.as_fd(), interrupts.as_fd()])?;
+        }
         job.record.phase = Phase::Running;
         log::monitor_phase("process started");
     }
@@ -287,37 +346,29 @@ fn release_standard_streams(also_stderr: bool) -> Result<(), MonitorError> {
     Ok(())
 }
 
-fn bind_to_cpus(cpus: &[usize]) -> Result<(), MonitorError> {
-    if cpus.is_empty() {
-        return Ok(());
-    }
-    let mut set = rustix::thread::CpuSet::new();
-    for &cpu in cpus {
-        set.set(cpu);
-    }
-    rustix::thread::sched_setaffinity(None, &set)
-        .map_err(host_error("bind to the CPUs of linux.resources.cpu.cpus"))
-}
-
 fn own_id() -> Result<ProcessId, MonitorError> {
     let pid = rustix::process::getpid().as_raw_nonzero().get();
     ProcessId::of(pid).map_err(host_error("examine the monitor"))
 }
 
 /// Replaces a broken call by the reason why the VM ended, if it has.
-fn explain(error: MonitorError, vm: &mut Vm) -> MonitorError {
+fn explain(error: MonitorError, vm: &mut Vm, cgroup: &HostCgroup) -> MonitorError {
     match &error {
         MonitorError::Agent(agent) | MonitorError::Session(SessionError::Agent(agent))
             if agent.is_broken() =>
         {
-            vm.lost().into()
+            let lost = vm.lost();
+            match cgroup.killed_for_memory() {
+                Some(path) => MonitorError::OutOfMemory { path: path.into() },
+                None => lost.into(),
+            }
         }
         _ => error,
     }
 }
 
 /// Stands for the container until its end; returns the exit code.
-fn run_container(dir: &StateDir, created: Created) -> u8 {
+fn run_container(dir: &StateDir, cgroup: &HostCgroup, created: Created) -> u8 {
     let Created { mut vm, session } = created;
     match session.run() {
         Ok(status) => {
@@ -334,7 +385,7 @@ fn run_container(dir: &StateDir, created: Created) -> u8 {
             status.shell_code()
         }
         Err(error) => {
-            let error = explain(error.into(), &mut vm);
+            let error = explain(error.into(), &mut vm, cgroup);
             tracing::error!(
                 id = dir.id().as_str(),
                 "sandbox lost: {}",

@@ -59,6 +59,7 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         "process": { "user": { "uid": 0, "gid": 0 }, "args": ["true"], "cwd": "/" },
         "linux": { "namespaces": [
             { "type": "pid" }, { "type": "ipc" }, { "type": "mount" }, { "type": "network" },
+            { "type": "uts" },
         ] },
     });
     for (pointer, value) in fields {
@@ -80,6 +81,8 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         terminal_size: TerminalSize::default(),
         host_memory_mib: 1024,
         host_cpus: 1,
+        host_cgroup_v1: false,
+        systemd_cgroup: false,
     };
     let plan = plan(&bundle, &Config::default(), circumstances).ok()?;
     Some(plan.warnings)

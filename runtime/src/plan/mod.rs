@@ -19,18 +19,29 @@ mod accepts;
 mod annotations;
 mod devices;
 mod domain;
+mod hooks;
+mod host_cgroup;
+mod kernel_parameters;
+mod limits;
 mod mounts;
 mod options;
 mod process;
 mod resources;
 mod scheduling;
 mod seccomp;
+mod size;
 mod unsupported;
 mod update;
 mod vm;
 
+use limits::Limits;
+
 pub(crate) use accepts::{Verdict, mount_options, verdict};
 pub(crate) use annotations::{ANNOTATION_PREFIX, ANNOTATIONS};
+pub(crate) use hooks::HostHooks;
+#[cfg(test)]
+pub(crate) use host_cgroup::IoThrottle;
+pub(crate) use host_cgroup::{HostCgroup, HostLimits, IoThrottleKind, Place};
 pub(crate) use process::{capabilities, capability, inherit, process};
 pub(crate) use update::limits;
 pub(crate) use vm::{FD_COUNT, FdIndex};
@@ -48,6 +59,10 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) host_memory_mib: u64,
     /// CPUs of this machine.
     pub(crate) host_cpus: u64,
+    /// Whether this machine's cgroups are version 1, be it beside version 2.
+    pub(crate) host_cgroup_v1: bool,
+    /// Whether the sandbox is to be a unit of systemd's.
+    pub(crate) systemd_cgroup: bool,
 }
 
 /// Everything `create` is going to do.
@@ -72,8 +87,10 @@ pub(crate) struct HostWork {
     pub(crate) shares: Vec<Share>,
     /// File for the guest kernel's console.
     pub(crate) console: Option<PathBuf>,
-    /// CPUs the VM may run on (`linux.resources.cpu.cpus`); empty for all.
-    pub(crate) cpus: Vec<usize>,
+    /// Programs to run on the way.
+    pub(crate) hooks: HostHooks,
+    /// The sandbox's cgroup.
+    pub(crate) cgroup: HostCgroup,
 }
 
 /// A host path that appears in the share as a mount of its own.
@@ -93,6 +110,24 @@ pub(crate) struct Share {
     pub(crate) readonly_recursive: bool,
     /// `MS_*` propagation of the clone.
     pub(crate) propagation: u64,
+    /// How the ids of its files are shown, if otherwise than they are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) id_map: Option<IdMap>,
+    /// Options of an overlay that is mounted there instead of the source.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) overlay: Option<String>,
+}
+
+/// How an id-mapped mount shows ids (`mount_setattr(2)`): those on the left are stored in the
+/// file system, those on the right are seen.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct IdMap {
+    /// Of users.
+    pub(crate) uids: Vec<IdMapping>,
+    /// Of groups.
+    pub(crate) gids: Vec<IdMapping>,
+    /// Whether the mounts below are mapped, too.
+    pub(crate) recursive: bool,
 }
 
 /// Why a bundle cannot become a container.
@@ -158,9 +193,13 @@ pub(crate) fn plan(
     let mut process = process::process(spec_process, "process", circumstances, &mut warnings)?;
     // It is for what `exec` starts.
     process.cpu_affinity = CpuAffinity::default();
-    let resources = resources::resources(linux, circumstances, &mut warnings)?;
+    let resources = linux.and_then(|linux| linux.resources().clone());
+    let resources = &resources.unwrap_or_default();
+    let limits = Limits::of(resources)?;
+    let cgroup = resources::resources(resources, &limits, circumstances, &mut warnings)?;
     let (root, root_share) = root(bundle, linux, circumstances.id)?;
     let mounts = mounts::mounts(bundle, circumstances.id, &mut warnings)?;
+    let (hooks, start_hooks) = hooks::hooks(bundle, circumstances.id)?;
     let mut shares = vec![root_share];
     shares.extend(mounts.shares);
 
@@ -170,8 +209,8 @@ pub(crate) fn plan(
     let container = CreateContainer {
         id: circumstances.id.to_owned(),
         root,
-        hostname: spec.hostname().clone().unwrap_or_default(),
-        domainname: spec.domainname().clone().unwrap_or_default(),
+        hostname: host_name("hostname", spec.hostname(), linux)?,
+        domainname: host_name("domainname", spec.domainname(), linux)?,
         time_offsets: domain::time_offsets(linux, &namespaces)?,
         namespaces,
         uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
@@ -180,25 +219,27 @@ pub(crate) fn plan(
         devices: devices::nodes(linux)?,
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
-        sysctl: sysctl(linux),
-        cgroup: resources.cgroup,
+        sysctl: kernel_parameters::kernel_parameters(linux)?,
+        start_hooks,
+        cgroup,
         seccomp: None,
         personality: domain::personality(linux, &mut warnings),
         process,
     };
+    let size = size::size(spec, &limits, &annotations, circumstances)?;
     let console = annotations.console.or_else(|| config.console.clone());
-    let size = vm::Size {
-        memory_mib: annotations.memory_mib.or(resources.vm_memory_mib),
-        vcpus: annotations.vcpus.or(resources.vm_vcpus),
-    };
+    let vm = vm::vm_config(circumstances.id, config, size, console.is_some());
+    let memory_mib = vm.memory_mib;
+    let cgroup = host_cgroup::host_cgroup(spec, &limits, memory_mib, circumstances, &mut warnings)?;
     Ok(Plan {
-        vm: vm::vm_config(circumstances.id, config, size, console.is_some()),
+        vm,
         container,
         seccomp: seccomp::profile(linux)?,
         host: HostWork {
             shares,
             console,
-            cpus: resources.host_cpus,
+            hooks,
+            cgroup,
         },
         warnings,
     })
@@ -218,6 +259,29 @@ fn check_version(spec: &Spec) -> Result<(), PlanError> {
             format!("version {version:?} is"),
         ))
     }
+}
+
+/// The value of `hostname` or `domainname`, which without a UTS namespace would be the guest's.
+fn host_name(
+    field: &str,
+    name: &Option<String>,
+    linux: Option<&Linux>,
+) -> Result<String, PlanError> {
+    match name.as_deref() {
+        None | Some("") => Ok(String::new()),
+        Some(name) if lists(linux, LinuxNamespaceType::Uts) => Ok(name.to_owned()),
+        Some(_) => Err(PlanError::invalid(
+            field,
+            format!("unable to set {field} without a private UTS namespace"),
+        )),
+    }
+}
+
+/// Whether the container has a namespace of this kind, new or joined.
+fn lists(linux: Option<&Linux>, kind: LinuxNamespaceType) -> bool {
+    let listed = linux.and_then(|linux| linux.namespaces().as_deref());
+    let mut listed = listed.unwrap_or_default().iter();
+    listed.any(|namespace| namespace.typ() == kind)
 }
 
 fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share), PlanError> {
@@ -248,6 +312,8 @@ fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share
         readonly,
         readonly_recursive: false,
         propagation: libc::MS_PRIVATE,
+        id_map: None,
+        overlay: None,
     };
     let root = Root {
         share_path,
@@ -346,8 +412,9 @@ fn namespace_kind(kind: LinuxNamespaceType) -> NamespaceKind {
 }
 
 fn id_mappings(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdMapping> {
-    let mappings = mappings.map(Vec::as_slice).unwrap_or_default();
     mappings
+        .map(Vec::as_slice)
+        .unwrap_or_default()
         .iter()
         .map(|mapping| IdMapping {
             container_id: mapping.container_id(),
@@ -372,17 +439,6 @@ fn absolute_paths(
             "must be an absolute path",
         )),
     }
-}
-
-fn sysctl(linux: Option<&Linux>) -> Vec<(String, String)> {
-    let mut sysctl: Vec<_> = linux
-        .and_then(|linux| linux.sysctl().as_ref())
-        .into_iter()
-        .flatten()
-        .map(|(name, value)| (name.clone(), value.clone()))
-        .collect();
-    sysctl.sort_unstable();
-    sysctl
 }
 
 #[cfg(test)]

@@ -5,11 +5,15 @@ use std::path::{Component, Path, PathBuf};
 use lazaret_protocol::container::{Mount, MountSource};
 use oci_spec::runtime as oci;
 
-use super::{PlanError, Share, options};
+use super::{IdMap, PlanError, Share, id_mappings, options};
 use crate::bundle::Bundle;
 
 /// Host trees whose place the guest's own take: what lies there is the kernel's, not a file's.
 const KERNEL_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
+
+/// The one directory in those trees whose files are the host's: a tmpfs, where programs on the host
+/// put what they share.
+const SHARED_MEMORY: &str = "/dev/shm";
 
 /// Mounts as the agent makes them, and what the host shares for them.
 pub(super) struct Mounts {
@@ -33,22 +37,26 @@ pub(super) fn mounts(
     };
     for (index, mount) in listed.iter().enumerate() {
         let field = format!("mounts[{index}]");
-        check(mount, &field)?;
         let words = mount.options().as_deref().unwrap_or_default();
         let options = options::parse(words.iter().map(String::as_str));
-        if options.id_mapped {
-            return Err(PlanError::unsupported(
-                format!("{field}.options"),
-                "mapping the ids of a mount is",
-            ));
-        }
         let fs_type = mount.typ().as_deref().unwrap_or_default();
+        let is_overlay = fs_type == "overlay";
         let is_bind = fs_type == "bind" || options.flags & libc::MS_BIND != 0;
+        let id_map = id_map(bundle, mount, &options, is_bind, &field)?;
+        let share_path = format!("{id}/mounts/{}", result.shares.len());
         let source = if is_bind {
-            bind(bundle, mount, &field, &options, id, &mut result.shares)?
+            let (source, share) = bind(bundle, mount, &field, &options, share_path, id_map)?;
+            result.shares.extend(share);
+            source
+        } else if is_overlay {
+            let share = overlay(&field, &options, share_path.clone())?;
+            result.shares.push(share);
+            MountSource::Share(share_path)
         } else {
             filesystem(mount, &field, fs_type)?
         };
+        // What comes from the host is bound in the guest.
+        let is_bind = is_bind || is_overlay;
         let bind_flag = if is_bind { libc::MS_BIND } else { 0 };
         result.mounts.push(Mount {
             source,
@@ -65,19 +73,48 @@ pub(super) fn mounts(
     Ok(result)
 }
 
-fn check(mount: &oci::Mount, field: &str) -> Result<(), PlanError> {
-    for (name, mappings) in [
-        ("uidMappings", mount.uid_mappings()),
-        ("gidMappings", mount.gid_mappings()),
-    ] {
-        if mappings.as_ref().is_some_and(|list| !list.is_empty()) {
-            return Err(PlanError::unsupported(
-                format!("{field}.{name}"),
-                "mapping the ids of a mount is",
-            ));
-        }
+/// How a mount maps ids: as it says itself, or with the option alone as the container's user
+/// namespace does. The rules are runc's.
+fn id_map(
+    bundle: &Bundle,
+    mount: &oci::Mount,
+    options: &options::Options,
+    is_bind: bool,
+    field: &str,
+) -> Result<Option<IdMap>, PlanError> {
+    let listed = |mappings: &Option<Vec<_>>| mappings.as_ref().is_some_and(|list| !list.is_empty());
+    let (uids, gids) = (mount.uid_mappings(), mount.gid_mappings());
+    let (has_uids, has_gids) = (listed(uids), listed(gids));
+    if !has_uids && !has_gids && options.id_mapped.is_none() {
+        return Ok(None);
     }
-    Ok(())
+    if !is_bind {
+        return Err(PlanError::invalid(
+            field,
+            "id-mapped mounts are only supported for bind-mounts",
+        ));
+    }
+    let linux = bundle.spec.linux().as_ref();
+    let (uids, gids) = if has_uids || has_gids {
+        (uids.as_ref(), gids.as_ref())
+    } else {
+        (
+            linux.and_then(|linux| linux.uid_mappings().as_ref()),
+            linux.and_then(|linux| linux.gid_mappings().as_ref()),
+        )
+    };
+    let (uids, gids) = (id_mappings(uids), id_mappings(gids));
+    if uids.is_empty() || gids.is_empty() {
+        return Err(PlanError::invalid(
+            field,
+            "id-mapped mounts must have both uid and gid mappings specified",
+        ));
+    }
+    Ok(Some(IdMap {
+        uids,
+        gids,
+        recursive: options.id_mapped == Some(options::Depth::All),
+    }))
 }
 
 /// The destination, made absolute as runc does.
@@ -103,14 +140,15 @@ fn destination(
     }
 }
 
+/// Where a bind comes from, and what the host shares for it.
 fn bind(
     bundle: &Bundle,
     mount: &oci::Mount,
     field: &str,
     options: &options::Options,
-    id: &str,
-    shares: &mut Vec<Share>,
-) -> Result<MountSource, PlanError> {
+    share_path: String,
+    id_map: Option<IdMap>,
+) -> Result<(MountSource, Option<Share>), PlanError> {
     let field = format!("{field}.source");
     let source = mount
         .source()
@@ -118,14 +156,19 @@ fn bind(
         .filter(|source| !source.as_os_str().is_empty())
         .ok_or_else(|| PlanError::invalid(&field, "must not be empty for a bind mount"))?;
     let source = normal(&bundle.resolve(source));
-    if KERNEL_TREES.iter().any(|tree| source.starts_with(tree)) {
+    if is_kernels(&source) {
         let path = source
             .to_str()
             .ok_or_else(|| PlanError::invalid(&field, "must be UTF-8"))?;
-        return Ok(MountSource::Guest(path.to_owned()));
+        if id_map.is_some() {
+            return Err(PlanError::unsupported(
+                field,
+                format!("mapping the ids of the guest's own {path} is"),
+            ));
+        }
+        return Ok((MountSource::Guest(path.to_owned()), None));
     }
-    let share_path = format!("{id}/mounts/{}", shares.len());
-    shares.push(Share {
+    let share = Share {
         field,
         source,
         share_path: share_path.clone(),
@@ -133,8 +176,47 @@ fn bind(
         readonly: options.flags & libc::MS_RDONLY != 0,
         readonly_recursive: options.recursive_set & libc::MOUNT_ATTR_RDONLY != 0,
         propagation: share_propagation(&options.propagation),
-    });
-    Ok(MountSource::Share(share_path))
+        id_map,
+        overlay: None,
+    };
+    Ok((MountSource::Share(share_path), Some(share)))
+}
+
+/// Whether what lies there is the kernel's, so that the guest's takes its place.
+fn is_kernels(path: &Path) -> bool {
+    KERNEL_TREES.iter().any(|tree| path.starts_with(tree)) && !path.starts_with(SHARED_MEMORY)
+}
+
+/// An overlay: its directories are paths of the host, as they are for runc, so that the host
+/// mounts it.
+fn overlay(
+    field: &str,
+    options: &options::Options,
+    share_path: String,
+) -> Result<Share, PlanError> {
+    for (name, path) in options
+        .data
+        .split(',')
+        .filter_map(|word| word.split_once('='))
+    {
+        if matches!(name, "lowerdir" | "upperdir" | "workdir") && !path.starts_with('/') {
+            return Err(PlanError::invalid(
+                format!("{field}.options"),
+                format!("{name} must be an absolute path"),
+            ));
+        }
+    }
+    Ok(Share {
+        field: field.to_owned(),
+        source: "overlay".into(),
+        share_path,
+        recursive: false,
+        readonly: options.flags & libc::MS_RDONLY != 0,
+        readonly_recursive: options.recursive_set & libc::MOUNT_ATTR_RDONLY != 0,
+        propagation: libc::MS_PRIVATE,
+        id_map: None,
+        overlay: Some(options.data.clone()),
+    })
 }
 
 /// How the host's clone follows the host's later mounts: as asked, but never so that it spreads
@@ -157,13 +239,6 @@ fn filesystem(mount: &oci::Mount, field: &str, fs_type: &str) -> Result<MountSou
         }
         // The guest has version 2 only, whatever the host has.
         "cgroup" => "cgroup2",
-        // The kernel reaches such a path from the host, where the guest is not.
-        "overlay" => {
-            return Err(PlanError::unsupported(
-                format!("{field}.type"),
-                "an overlay of host directories is",
-            ));
-        }
         other => other,
     };
     Ok(MountSource::Filesystem {

@@ -15,8 +15,15 @@ pub(super) struct Options {
     pub(super) data: String,
     /// `tmpcopyup`.
     pub(super) copy_up: bool,
-    /// `idmap` or `ridmap`, which the plan refuses.
-    pub(super) id_mapped: bool,
+    /// `idmap` (of the top mount) or `ridmap` (of all of them).
+    pub(super) id_mapped: Option<Depth>,
+}
+
+/// How much of a tree of mounts something is done to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Depth {
+    Top,
+    All,
 }
 
 /// What one word does.
@@ -34,8 +41,8 @@ pub(crate) enum Effect {
     Propagation(u64),
     /// The tmpfs starts with a copy of what it covers.
     CopyUp,
-    /// The mount's ids are mapped.
-    IdMap,
+    /// The ids of the mount are mapped.
+    IdMap(Depth),
     /// Nothing: what one gets without any option.
     Default,
 }
@@ -82,7 +89,7 @@ impl Options {
             }
             Effect::Propagation(kind) => self.propagation.push(kind),
             Effect::CopyUp => self.copy_up = true,
-            Effect::IdMap => self.id_mapped = true,
+            Effect::IdMap(depth) => self.id_mapped = Some(depth),
             Effect::Default => {}
         }
     }
@@ -114,7 +121,7 @@ pub(crate) const WORDS: &[(&str, Effect)] = &{
         ("diratime", Clear(libc::MS_NODIRATIME)),
         ("dirsync", Set(libc::MS_DIRSYNC)),
         ("exec", Clear(libc::MS_NOEXEC)),
-        ("idmap", IdMap),
+        ("idmap", IdMap(Depth::Top)),
         ("iversion", Set(libc::MS_I_VERSION)),
         ("lazytime", Set(libc::MS_LAZYTIME)),
         ("loud", Clear(libc::MS_SILENT)),
@@ -139,7 +146,7 @@ pub(crate) const WORDS: &[(&str, Effect)] = &{
         ("relatime", Set(libc::MS_RELATIME)),
         ("remount", Set(libc::MS_REMOUNT)),
         ("rexec", RecursiveClear(libc::MOUNT_ATTR_NOEXEC)),
-        ("ridmap", IdMap),
+        ("ridmap", IdMap(Depth::All)),
         ("rnoatime", RecursiveSet(libc::MOUNT_ATTR_NOATIME)),
         ("rnodev", RecursiveSet(libc::MOUNT_ATTR_NODEV)),
         ("rnodiratime", RecursiveSet(libc::MOUNT_ATTR_NODIRATIME)),
@@ -219,6 +226,13 @@ mod tests {
         assert_eq!(options.recursive_set, 0);
         assert_eq!(options.recursive_clear, libc::MOUNT_ATTR__ATIME);
         assert_eq!(parse(["rnosuid"]).recursive_clear, 0);
+    }
+
+    #[test]
+    fn id_mappings_reach_as_far_as_the_last_word_says() {
+        assert_eq!(parse(["bind"]).id_mapped, None);
+        assert_eq!(parse(["idmap"]).id_mapped, Some(Depth::Top));
+        assert_eq!(parse(["idmap", "ridmap"]).id_mapped, Some(Depth::All));
     }
 
     #[test]

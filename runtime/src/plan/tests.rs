@@ -30,6 +30,8 @@ fn circumstances() -> Circumstances<'static> {
         },
         host_memory_mib: 4096,
         host_cpus: 4,
+        host_cgroup_v1: false,
+        systemd_cgroup: false,
     }
 }
 
@@ -147,6 +149,7 @@ fn golden_everything() {
                 ],
                 "sysctl": {"net.ipv4.ip_forward": "1", "kernel.msgmax": "8192"},
                 "rootfsPropagation": "rslave",
+                "cgroupsPath": "/a/../engine/box",
                 "resources": {
                     "devices": [
                         {"allow": false, "access": "rwm"},
@@ -158,7 +161,14 @@ fn golden_everything() {
                     "cpu": {"shares": 1024, "quota": 150_000, "period": 100_000, "cpus": "0-1,3"},
                     "pids": {"limit": 100},
                     "hugepageLimits": [{"pageSize": "2MB", "limit": 4_194_304}],
-                    "unified": {"memory.high": "1000000", "cpu.weight.nice": "5"},
+                    "unified": {"memory.high": "1000000", "cpu.weight.nice": "5",
+                                "io.latency": "8:0 target=1", "cpuset.mems": "0"},
+                    "blockIO": {
+                        "weight": 500,
+                        "weightDevice": [{"major": 8, "minor": 16, "weight": 10}],
+                        "throttleReadBpsDevice": [{"major": 8, "minor": 0, "rate": 1000}],
+                        "throttleWriteIOPSDevice": [{"major": 8, "minor": 0, "rate": 20}],
+                    },
                 },
             }),
         );
@@ -257,11 +267,6 @@ fn every_refusal_names_its_field() {
             "process.rlimits[1]: RLIMIT_CPU is listed twice",
         ),
         (
-            "/hooks",
-            json!({"poststop": [{"path": "/x"}]}),
-            "hooks.poststop: running hooks is not supported",
-        ),
-        (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
             "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY, which hands system calls to a listener, is not supported",
@@ -324,7 +329,7 @@ fn every_refusal_names_its_field() {
         ),
         (
             "/linux/namespaces",
-            json!([{"type": "network"}, {"type": "network"}]),
+            json!([{"type": "network"}, {"type": "network"}, {"type": "uts"}]),
             "linux.namespaces[1]: \"network\" is listed twice",
         ),
         (
@@ -341,11 +346,6 @@ fn every_refusal_names_its_field() {
             "/mounts",
             json!([{"destination": "", "type": "tmpfs"}]),
             "mounts[0].destination: must not be empty",
-        ),
-        (
-            "/mounts",
-            json!([{"destination": "/a", "type": "bind", "source": "/b", "options": ["idmap"]}]),
-            "mounts[0].options: mapping the ids of a mount is not supported",
         ),
         (
             "/linux/devices",
@@ -386,6 +386,41 @@ fn every_refusal_names_its_field() {
             "/linux/resources/unified",
             json!({"../x": "1"}),
             "linux.resources.unified[../x]: must be the name of a controller's file",
+        ),
+        (
+            "/linux/resources/memory",
+            json!({"limit": -2}),
+            "linux.resources.memory.limit: must be -1 or a number of bytes",
+        ),
+        (
+            "/linux/resources/memory",
+            json!({"swappiness": 101}),
+            "linux.resources.memory.swappiness: must be a number from 0 to 100",
+        ),
+        (
+            "/linux/resources/blockIO",
+            json!({"weight": 9}),
+            "linux.resources.blockIO.weight: must be a number from 10 to 1000",
+        ),
+        (
+            "/linux/resources/blockIO",
+            json!({"weightDevice": [{"major": 8, "minor": 0, "weight": 1001}]}),
+            "linux.resources.blockIO.weightDevice[0].weight: must be a number from 10 to 1000",
+        ),
+        (
+            "/linux/resources/blockIO",
+            json!({"throttleReadIOPSDevice": [{"major": -1, "minor": 0, "rate": 1}]}),
+            "linux.resources.blockIO.throttleReadIOPSDevice[0]: is not the number of a device",
+        ),
+        (
+            "/linux/cgroupsPath",
+            json!("/"),
+            "linux.cgroupsPath: \"/\" is no cgroup of its own",
+        ),
+        (
+            "/annotations",
+            json!({"io.kubernetes.cri.sandbox-memory": "1Gi"}),
+            "annotations[io.kubernetes.cri.sandbox-memory]: must be a number",
         ),
         (
             "/annotations",
@@ -456,24 +491,9 @@ fn what_is_not_done_is_said() {
             "linux.memoryPolicy: MPOL_PREFERRED is not applied, the guest has one memory node",
         ),
         (
-            "/linux/cgroupsPath",
-            json!("/x"),
-            "linux.cgroupsPath: not applied",
-        ),
-        (
             "/linux/mountLabel",
             json!("x"),
             "linux.mountLabel: not applied",
-        ),
-        (
-            "/linux/resources/blockIO",
-            json!({"weight": 10}),
-            "linux.resources.blockIO: not applied",
-        ),
-        (
-            "/linux/resources/cpu",
-            json!({"mems": "0"}),
-            "linux.resources.cpu.mems: not applied",
         ),
         (
             "/mounts",
@@ -482,17 +502,17 @@ fn what_is_not_done_is_said() {
         ),
         (
             "/linux/namespaces",
-            json!([{"type": "pid"}, {"type": "ipc"}]),
+            json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}]),
             "linux.namespaces: the host's network cannot be shared",
         ),
         (
             "/linux/namespaces",
-            json!([{"type": "pid"}, {"type": "ipc"}, {"type": "network", "path": "/run/netns/a"}]),
+            json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network", "path": "/run/netns/a"}]),
             "linux.namespaces: the interfaces of network namespace /run/netns/a",
         ),
         (
             "/linux/namespaces",
-            json!([{"type": "pid"}, {"type": "network"}]),
+            json!([{"type": "pid"}, {"type": "uts"}, {"type": "network"}]),
             "linux.namespaces: no ipc namespace",
         ),
     ] {
@@ -508,7 +528,11 @@ fn what_is_not_done_is_said() {
 #[test]
 fn a_user_namespace_has_its_own_network() {
     let kinds = |namespaces: Value| -> Vec<NamespaceKind> {
-        let plan = planned(|config| set(config, "/linux/namespaces", namespaces)).unwrap();
+        let plan = planned(|config| {
+            config.as_object_mut().unwrap().remove("hostname");
+            set(config, "/linux/namespaces", namespaces);
+        })
+        .unwrap();
         let namespaces = plan.container.namespaces.iter();
         namespaces.map(|namespace| namespace.kind).collect()
     };
@@ -526,7 +550,10 @@ fn the_vm_follows_the_limits() {
         (plan.vm.memory_mib, plan.vm.vcpus)
     };
     assert_eq!(size(json!({})), (256, 1));
-    assert_eq!(size(json!({"memory": {"limit": 1 << 30}})), (1024 + 64, 1));
+    assert_eq!(
+        size(json!({"memory": {"limit": 1 << 30}})),
+        (1024 + 64 + 21, 1)
+    );
     assert_eq!(size(json!({"memory": {"limit": 1 << 20}})), (96, 1));
     // More than the machine has, as container engines write "no limit".
     assert_eq!(size(json!({"memory": {"limit": i64::MAX}})), (256, 1));
@@ -540,6 +567,209 @@ fn the_vm_follows_the_limits() {
         (256, 4)
     );
     assert_eq!(size(json!({"cpu": {"quota": -1}})), (256, 1));
+    // A list of CPUs is a limit, too, and the lower one counts.
+    assert_eq!(size(json!({"cpu": {"cpus": "0,2-3"}})), (256, 3));
+    let both = json!({"cpu": {"cpus": "0,2-3", "quota": 150_000, "period": 100_000}});
+    assert_eq!(size(both), (256, 2));
+    let both = json!({"cpu": {"cpus": "1", "quota": 400_000, "period": 100_000}});
+    assert_eq!(size(both), (256, 1));
+    let unified = json!({"unified": {"memory.max": "1073741824", "cpu.max": "200000 100000"},
+        "memory": {"limit": 1 << 28}});
+    assert_eq!(size(unified), (1024 + 64 + 21, 2));
+}
+
+/// The first container of a pod has next to no limits; what the pod has comes with it.
+#[test]
+fn the_vm_follows_the_limits_of_the_pod() {
+    let size = |annotations: Value| {
+        let plan = planned(|config| {
+            set(config, "/annotations", annotations);
+            set(
+                config,
+                "/linux/resources",
+                json!({"cpu": {"shares": 2}, "memory": {"limit": 1 << 26}}),
+            );
+        });
+        let plan = plan.unwrap();
+        (plan.vm.memory_mib, plan.vm.vcpus)
+    };
+    let memory = "io.kubernetes.cri.sandbox-memory";
+    let quota = "io.kubernetes.cri.sandbox-cpu-quota";
+    let period = "io.kubernetes.cri.sandbox-cpu-period";
+    let shares = "io.kubernetes.cri.sandbox-cpu-shares";
+    assert_eq!(size(json!({})), (64 + 64 + 1, 1));
+    assert_eq!(
+        size(json!({memory: "1073741824", quota: "250000", period: "100000", shares: "256"})),
+        (1024 + 64 + 21, 3)
+    );
+    // Without a limit, as containerd and the kubelet write it.
+    assert_eq!(
+        size(json!({memory: "0", quota: "-1", period: "100000"})),
+        (64 + 64 + 1, 1)
+    );
+    assert_eq!(
+        size(json!({memory: "1073741824", "io.lazaret.vm.memory_mib": "512"})),
+        (512, 1)
+    );
+}
+
+/// Each limit that is neither applied nor refused is said, and nothing else is.
+#[test]
+fn limits_without_effect_are_said() {
+    const GUEST: &str = "the guest's cgroups are version 2, which has no such limit";
+    const TRAFFIC: &str = "a guest's traffic carries no marks of the host's cgroups";
+    for (object, value, text) in [
+        (
+            "memory",
+            json!({"kernel": 1}),
+            format!("memory.kernel: not applied, {GUEST}"),
+        ),
+        (
+            "memory",
+            json!({"kernelTCP": 1}),
+            format!("memory.kernelTCP: not applied, {GUEST}"),
+        ),
+        (
+            "memory",
+            json!({"swappiness": 1}),
+            format!("memory.swappiness: not applied, {GUEST}"),
+        ),
+        (
+            "memory",
+            json!({"disableOOMKiller": true}),
+            format!("memory.disableOOMKiller: not applied, {GUEST}"),
+        ),
+        (
+            "memory",
+            json!({"useHierarchy": false}),
+            "memory.useHierarchy: not applied, cgroups are hierarchical".to_owned(),
+        ),
+        (
+            "cpu",
+            json!({"realtimeRuntime": 1}),
+            format!("cpu.realtimeRuntime: not applied, {GUEST}"),
+        ),
+        (
+            "cpu",
+            json!({"realtimePeriod": 1}),
+            format!("cpu.realtimePeriod: not applied, {GUEST}"),
+        ),
+        (
+            "blockIO",
+            json!({"leafWeight": 10}),
+            "blockIO.leafWeight: not applied, no kernel has it any more".to_owned(),
+        ),
+        (
+            "network",
+            json!({"classID": 1}),
+            format!("network.classID: not applied, {TRAFFIC}"),
+        ),
+        (
+            "network",
+            json!({"priorities": [{"name": "lo", "priority": 1}]}),
+            format!("network.priorities: not applied, {TRAFFIC}"),
+        ),
+        (
+            "rdma",
+            json!({"mlx5_1": {"hcaHandles": 3}}),
+            "rdma: not applied, a guest has no RDMA device".to_owned(),
+        ),
+    ] {
+        let warnings = warnings(&format!("/linux/resources/{object}"), value);
+        assert_eq!(warnings, [format!("linux.resources.{text}")]);
+    }
+    for (object, value) in [
+        (
+            "memory",
+            json!({"kernel": -1, "kernelTCP": 0, "swappiness": u64::MAX, "disableOOMKiller": false}),
+        ),
+        (
+            "memory",
+            json!({"useHierarchy": true, "checkBeforeUpdate": true, "limit": 1 << 28}),
+        ),
+        (
+            "cpu",
+            json!({"realtimeRuntime": 0, "realtimePeriod": 0, "burst": 1, "idle": 0, "mems": "0"}),
+        ),
+        ("blockIO", json!({"weight": 10, "leafWeight": 0})),
+        ("network", json!({"classID": 0, "priorities": []})),
+        ("rdma", json!({})),
+        ("pids", json!({"limit": 0})),
+    ] {
+        let warnings = warnings(&format!("/linux/resources/{object}"), value.clone());
+        assert!(warnings.is_empty(), "{value}: {warnings:?}");
+    }
+}
+
+/// What the plan of a host with cgroup v1 says that others do not.
+#[test]
+fn a_host_with_version_1() {
+    let planned = |resources: Value| {
+        let circumstances = Circumstances {
+            host_cgroup_v1: true,
+            ..circumstances()
+        };
+        let bundle = bundle(|config| set(config, "/linux/resources", resources));
+        plan(&bundle, &Config::default(), circumstances).map_err(|error| error.to_string())
+    };
+    let plan = planned(json!({"memory": {"swappiness": 60}})).unwrap();
+    assert_eq!(plan.host.cgroup.limits.swappiness, Some(60));
+    assert!(plan.warnings.is_empty());
+    let warnings = planned(json!({"cpu": {"burst": 1, "idle": 1}}))
+        .unwrap()
+        .warnings;
+    let text = |field| {
+        format!(
+            "linux.resources.cpu.{field}: not applied, to the sandbox: the host's cgroups are \
+             version 1, which has no such limit"
+        )
+    };
+    assert_eq!(warnings, ["burst", "idle"].map(text));
+    assert_eq!(
+        planned(json!({"unified": {"io.max": "8:0 rbps=1"}})).unwrap_err(),
+        "linux.resources.unified[io.max]: concerns devices of the host, whose cgroups are version 1"
+    );
+}
+
+#[test]
+fn systemds_units() {
+    let planned = |path: &str, annotations: Value| {
+        let circumstances = Circumstances {
+            systemd_cgroup: true,
+            ..circumstances()
+        };
+        let bundle = bundle(|config| {
+            set(config, "/linux/cgroupsPath", json!(path));
+            set(config, "/annotations", annotations);
+        });
+        plan(&bundle, &Config::default(), circumstances).map_err(|error| error.to_string())
+    };
+    let plan = planned("a-b.slice:p:n", json!({})).unwrap();
+    assert_eq!(
+        plan.host.cgroup.place,
+        Place::Unit {
+            slice: "a-b.slice".to_owned(),
+            slice_path: "/a.slice/a-b.slice".to_owned(),
+            unit: "p-n.scope".to_owned(),
+        }
+    );
+    assert_eq!(
+        planned("/x", json!({})).unwrap_err(),
+        "linux.cgroupsPath: expected cgroupsPath to be of format \"slice:prefix:name\" for systemd \
+         cgroups, got \"/x\" instead"
+    );
+    let plan = planned(
+        "",
+        json!({"org.systemd.property.TimeoutStopUSec": "uint64 1"}),
+    )
+    .unwrap();
+    assert_eq!(
+        plan.warnings,
+        [
+            "annotations[org.systemd.property.TimeoutStopUSec]: not applied, the unit has the \
+          properties of its limits only"
+        ]
+    );
 }
 
 #[test]
@@ -587,6 +817,10 @@ fn a_console_is_a_device_and_a_kernel_parameter() {
         Some(Path::new("/tmp/console"))
     );
 }
+
+mod hooks;
+mod kernel_parameters;
+mod mounts;
 
 mod properties {
     use proptest::prelude::*;

@@ -1,7 +1,7 @@
 //! What `config.json` can ask for and this version does not do. What the container would silently
 //! lack is refused; what only this machine or the VM makes meaningless is warned of.
 
-use oci_spec::runtime::{Hooks, Linux, Spec};
+use oci_spec::runtime::{Linux, Spec};
 
 use super::PlanError;
 
@@ -10,9 +10,6 @@ use super::PlanError;
 /// # Errors
 /// [`PlanError::Unsupported`] for the first field that must be refused.
 pub(super) fn check(spec: &Spec, warnings: &mut Vec<String>) -> Result<(), PlanError> {
-    if let Some(hooks) = spec.hooks() {
-        check_hooks(hooks)?;
-    }
     for (field, present) in [
         ("solaris", spec.solaris().is_some()),
         ("windows", spec.windows().is_some()),
@@ -26,25 +23,6 @@ pub(super) fn check(spec: &Spec, warnings: &mut Vec<String>) -> Result<(), PlanE
     spec.linux()
         .as_ref()
         .map_or(Ok(()), |linux| check_linux(linux, warnings))
-}
-
-fn check_hooks(hooks: &Hooks) -> Result<(), PlanError> {
-    for (name, list) in [
-        ("prestart", hooks.prestart()),
-        ("createRuntime", hooks.create_runtime()),
-        ("createContainer", hooks.create_container()),
-        ("startContainer", hooks.start_container()),
-        ("poststart", hooks.poststart()),
-        ("poststop", hooks.poststop()),
-    ] {
-        if list.as_ref().is_some_and(|list| !list.is_empty()) {
-            return Err(PlanError::unsupported(
-                format!("hooks.{name}"),
-                "running hooks is",
-            ));
-        }
-    }
-    Ok(())
 }
 
 fn check_linux(linux: &Linux, warnings: &mut Vec<String>) -> Result<(), PlanError> {
@@ -66,12 +44,6 @@ fn check_linux(linux: &Linux, warnings: &mut Vec<String>) -> Result<(), PlanErro
         if present {
             return Err(PlanError::unsupported(field, what));
         }
-    }
-    let cgroups_path = linux.cgroups_path().as_deref();
-    if cgroups_path.is_some_and(|path| !path.as_os_str().is_empty()) {
-        warnings.push(
-            "linux.cgroupsPath: not applied, the VM stays in the cgroup of its caller".to_owned(),
-        );
     }
     if linux
         .mount_label()

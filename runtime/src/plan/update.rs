@@ -1,39 +1,40 @@
 //! New limits for a container that lives, by the same translation as those of its bundle. Called by
 //! `update`.
 
-use oci_spec::runtime::{Linux, LinuxResources};
+use oci_spec::runtime::LinuxResources;
 
-use super::{Circumstances, PlanError, resources};
+use super::{Circumstances, HostLimits, PlanError, host_cgroup, limits::Limits, resources, size};
 
 /// What new limits come to.
 #[derive(Debug)]
-pub(crate) struct Limits {
+pub(crate) struct Changes {
     /// Files of the container's cgroup and what is written to each, in order.
     pub(crate) files: Vec<(String, String)>,
+    /// What the whole sandbox may use.
+    pub(crate) host: HostLimits,
     /// VM memory that the limit would ask for.
     pub(crate) vm_memory_mib: Option<u64>,
     /// CPUs that the quota would ask for.
     pub(crate) vm_vcpus: Option<u8>,
-    /// CPUs of the host the VM is to be bound to; empty for no change.
-    pub(crate) host_cpus: Vec<usize>,
 }
 
-/// Translates `limits`, which has what changes and no more.
+/// Translates `limits`, which has what changes and no more, for a VM that has `vm_memory_mib`.
 ///
 /// # Errors
 /// [`PlanError`], which names the field as in `config.json`.
 pub(crate) fn limits(
     limits: &LinuxResources,
+    vm_memory_mib: u64,
     circumstances: Circumstances<'_>,
     warnings: &mut Vec<String>,
-) -> Result<Limits, PlanError> {
-    let mut linux = Linux::default();
-    linux.set_resources(Some(limits.clone()));
-    let resources = resources::resources(Some(&linux), circumstances, warnings)?;
-    Ok(Limits {
-        files: resources.cgroup.files,
-        vm_memory_mib: resources.vm_memory_mib,
-        vm_vcpus: resources.vm_vcpus,
-        host_cpus: resources.host_cpus,
+) -> Result<Changes, PlanError> {
+    let shared = Limits::of(limits)?;
+    let cgroup = resources::resources(limits, &shared, circumstances, warnings)?;
+    let size = size::of_limits(&shared, circumstances)?;
+    Ok(Changes {
+        files: cgroup.files,
+        host: host_cgroup::host_limits(Some(limits), &shared, vm_memory_mib, circumstances)?,
+        vm_memory_mib: size.memory_mib,
+        vm_vcpus: size.vcpus,
     })
 }

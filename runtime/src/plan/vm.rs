@@ -5,6 +5,7 @@ use lazaret_protocol::{
     vm::{ConsoleConfig, DeviceConfig, Fd, FsConfig, PortGrant, VmConfig, VsockConfig},
 };
 
+use super::size::Size;
 use crate::config::Config;
 
 /// Descriptors sent with the launch, in this order.
@@ -54,24 +55,18 @@ const CONSOLE_RING_BYTES: u32 = 16 << 10;
 /// than the few CPUs are worth; a guest with one CPU keeps its lock prefixes, as taking them out at
 /// boot costs a sixth of the whole start (`noreplace-smp`); RDRAND may be trusted as far as the
 /// VM's host is, which seeds the kernel's random numbers besides; nobody waits for the self-tests of
-/// ciphers; and the initramfs stays in memory, for giving it back means overwriting it first, page
+/// ciphers; there is no dummy network interface until a container makes one, as in any other network
+/// namespace; and the initramfs stays in memory, for giving it back means overwriting it first, page
 /// by page, and each page is the host's page cache until then.
 const COMMAND_LINE: &str = "reboot=k,panic_warm panic=-1 i8042.noaux i8042.nomux i8042.nopnp \
      i8042.dumbkbd no_timer_check tsc=reliable rcupdate.rcu_expedited=1 noreplace-smp \
-     random.trust_cpu=on cryptomgr.notests retain_initrd";
+     random.trust_cpu=on cryptomgr.notests dummy.numdummies=0 retain_initrd";
 
 /// Each character on a console is a VM exit or more: without one, the kernel says nothing.
 const SILENT: &str = " quiet loglevel=0";
 
 /// With one, it is the virtio console.
 const TALKING: &str = " console=hvc0";
-
-/// Size of a VM, as far as the bundle says.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Size {
-    pub(super) memory_mib: Option<u64>,
-    pub(super) vcpus: Option<u8>,
-}
 
 /// Describes the VM of the sandbox `id`. It has no entropy device: the VMM seeds the kernel, and
 /// Linux would ask the device for more every minute, for as long as the sandbox is idle.

@@ -26,6 +26,7 @@ fn record(phase: Phase, monitor: ProcessId) -> Record {
         monitor,
         vmm: monitor,
         exit_code: None,
+        hooks: LaterHooks::default(),
         vm: None,
         resources: Default::default(),
     }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use lazaret_protocol::agent::{ProcessRef, Request};
 
-use super::{VerbError, open};
+use super::{VerbError, hooks, open};
 use crate::{
     agent::Agent,
     cli::{Delete, Global},
+    host_cgroup,
     process::{self, ProcessId},
     state::{StateDir, StateError, Status},
 };
@@ -57,7 +58,7 @@ pub(super) fn take_down(dir: &StateDir) -> Result<(), VerbError> {
 }
 
 /// Asks the guest to kill the container; its monitor then ends in good order.
-fn kill(dir: &StateDir) {
+pub(super) fn kill(dir: &StateDir) {
     let request = Request::Signal {
         process: ProcessRef {
             container: dir.id().as_str().to_owned(),
@@ -71,18 +72,24 @@ fn kill(dir: &StateDir) {
     }
 }
 
-/// Waits for the processes that stand for the container, kills what does not end, and removes the
-/// state.
+/// Waits for the processes that stand for the container, kills what does not end, removes the cgroup
+/// and the state, and runs the `poststop` hooks.
 ///
 /// # Errors
 /// [`VerbError`].
 pub(super) fn destroy(dir: &StateDir) -> Result<(), VerbError> {
-    if let Some(record) = dir.read()? {
+    let record = dir.read()?;
+    if let Some(record) = &record {
         // Once the monitor has ended the VM is ending, too: it holds the VM's lifeline.
         end(record.monitor, END_TIMEOUT);
         end(record.vmm, END_TIMEOUT);
     }
-    Ok(dir.remove()?)
+    host_cgroup::remove(dir)?;
+    dir.remove()?;
+    if let Some(record) = &record {
+        hooks::poststop(dir, record, &record.hooks.poststop);
+    }
+    Ok(())
 }
 
 fn end(process: ProcessId, timeout: Duration) {

@@ -14,9 +14,17 @@ const SIGNAL_MAX: i32 = 64;
 /// # Errors
 /// [`VerbError`].
 pub(super) fn run(global: &Global, options: &Kill) -> Result<u8, VerbError> {
-    let (dir, _) = open_live(global, &options.container_id)?;
+    let (dir, _) = match open_live(global, &options.container_id) {
+        // As runc: whoever wants all processes gone has got that.
+        Err(VerbError::WrongStatus(_)) if options.all => return Ok(0),
+        result => result?,
+    };
     let signal = number(&options.signal)
         .ok_or_else(|| VerbError::WrongStatus(format!("unknown signal {:?}", options.signal)))?;
+    if signal == 0 {
+        // Only asks whether there is somebody to take it.
+        return Ok(0);
+    }
     Agent::new(&dir).done(&Request::Signal {
         process: ProcessRef {
             container: dir.id().as_str().to_owned(),
@@ -28,10 +36,10 @@ pub(super) fn run(global: &Global, options: &Kill) -> Result<u8, VerbError> {
     Ok(0)
 }
 
-/// Number of a signal given by number or name, with or without `SIG`, in any case.
+/// Number of a signal, or 0, given by number or name, with or without `SIG`, in any case.
 fn number(signal: &str) -> Option<i32> {
     if let Ok(number) = signal.parse() {
-        return (1..=SIGNAL_MAX).contains(&number).then_some(number);
+        return (0..=SIGNAL_MAX).contains(&number).then_some(number);
     }
     let upper = signal.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
@@ -90,7 +98,7 @@ mod tests {
             ("sigterm", Some(15)),
             ("9", Some(9)),
             ("64", Some(64)),
-            ("0", None),
+            ("0", Some(0)),
             ("65", None),
             ("-1", None),
             ("SIG", None),
@@ -104,7 +112,7 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_is_an_impossible_signal(text: String) {
-            prop_assert!(number(&text).is_none_or(|number| (1..=64).contains(&number)));
+            prop_assert!(number(&text).is_none_or(|number| (0..=64).contains(&number)));
         }
     }
 }

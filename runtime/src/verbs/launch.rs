@@ -5,12 +5,14 @@ use std::{os::unix::net::UnixStream, path::Path};
 use oci_spec::runtime::{LinuxResources, Spec};
 
 use super::{
-    VerbError, option_error, pidfd_socket::PidfdSocket, preserve_fds, store, write_pid_file,
+    VerbError, hooks, option_error, pidfd_socket::PidfdSocket, preserve_fds, store, write_pid_file,
 };
 use crate::{
     bundle::Bundle,
     cli::{Create, Global},
     config::Config,
+    hooks::LaterHooks,
+    host_cgroup::{self, CgroupError, HostCgroup},
     log,
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
@@ -58,6 +60,13 @@ pub(super) fn prepare(
     detached: bool,
 ) -> Result<Prepared, VerbError> {
     let id = ContainerId::new(&options.container_id)?;
+    if !rustix::process::geteuid().is_root() {
+        return Err(VerbError::WrongStatus(
+            "rootless containers are not supported: lazaret needs root, for the mounts it gives \
+             its virtual machines"
+                .to_owned(),
+        ));
+    }
     preserve_fds::check(options.preserve_fds)?;
     preserve_fds::check_activation(
         |name| std::env::var(name).ok(),
@@ -68,7 +77,8 @@ pub(super) fn prepare(
     log::phase("configuration read");
     let bundle = Bundle::load(&options.bundle, &options.config)?;
     log::phase("bundle read");
-    let mut plan = plan::plan(&bundle, &config, circumstances(id.as_str()))?;
+    let circumstances = with_cgroups(circumstances(id.as_str()), global.systemd_cgroup)?;
+    let mut plan = plan::plan(&bundle, &config, circumstances)?;
     plan.warnings.extend(bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
     check_terminal(detached, terminal, options.console_socket.as_deref())?;
@@ -95,6 +105,11 @@ pub(super) fn prepare(
         monitor: nobody,
         vmm: nobody,
         exit_code: None,
+        hooks: LaterHooks {
+            start_container: !plan.container.start_hooks.hooks.is_empty(),
+            poststart: plan.host.hooks.poststart.clone(),
+            poststop: plan.host.hooks.poststop.clone(),
+        },
         vm: Some(VmSize {
             memory_mib: plan.vm.memory_mib,
             vcpus: plan.vm.vcpus,
@@ -111,6 +126,21 @@ pub(super) fn prepare(
         record,
         console,
         pidfd_socket,
+    })
+}
+
+/// Adds what the sandbox's cgroup has to know.
+fn with_cgroups(
+    circumstances: Circumstances<'_>,
+    systemd_cgroup: bool,
+) -> Result<Circumstances<'_>, CgroupError> {
+    if systemd_cgroup {
+        host_cgroup::check_systemd()?;
+    }
+    Ok(Circumstances {
+        host_cgroup_v1: host_cgroup::is_v1(),
+        systemd_cgroup,
+        ..circumstances
     })
 }
 
@@ -141,16 +171,29 @@ impl Prepared {
     ) -> Result<Launched, VerbError> {
         let dir = store(global).create(&self.id)?;
         log::phase("state directory made");
-        let warnings = self.plan.warnings.clone();
-        let pid = monitor::create(ContainerJob {
+        let cgroup = HostCgroup::make(&dir, &self.plan.host.cgroup).inspect_err(|_| {
+            // The first error is the one to tell.
+            let _ = host_cgroup::remove(&dir);
+            let _ = dir.remove();
+        })?;
+        log::phase("cgroup made");
+        let mut warnings = self.plan.warnings.clone();
+        warnings.extend_from_slice(cgroup.warnings());
+        let hooked = (!self.record.hooks.is_empty()).then(|| self.record.clone());
+        let made = monitor::create(ContainerJob {
             dir: &dir,
             plan: self.plan,
             config: &self.config,
+            cgroup,
             record: self.record,
             console: self.console,
             start: how != Launch::Created,
             foreground: how == Launch::InForeground,
-        })?;
+        });
+        if let (Err(_), Some(record)) = (&made, &hooked) {
+            hooks::poststop(&dir, record, &record.hooks.poststop);
+        }
+        let pid = made?;
         // Not before it worked: a failure is explained by its error alone.
         for warning in warnings {
             tracing::warn!(id = self.id.as_str(), "{warning}");
@@ -161,6 +204,14 @@ impl Prepared {
         };
         let told = told.and_then(|()| pid_file.map_or(Ok(()), |path| write_pid_file(path, pid)));
         if let Err(error) = told {
+            super::delete::take_down(&dir)?;
+            return Err(error);
+        }
+        if how != Launch::Created
+            && hooked.is_some()
+            && let Some(record) = dir.read()?
+            && let Err(error) = hooks::poststart(&dir, &record)
+        {
             super::delete::take_down(&dir)?;
             return Err(error);
         }
@@ -181,6 +232,8 @@ pub(super) fn circumstances(id: &str) -> Circumstances<'_> {
             .unwrap_or_default(),
         host_memory_mib: bytes >> 20,
         host_cpus: cpus.into(),
+        host_cgroup_v1: false,
+        systemd_cgroup: false,
     }
 }
 

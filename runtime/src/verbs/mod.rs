@@ -10,6 +10,8 @@ use crate::{
     bundle::BundleError,
     cli::{CgroupDriver, Cli, Global, Verb},
     config::ConfigError,
+    hooks::HookError,
+    host_cgroup::CgroupError,
     monitor::{self, MonitorError, session::SessionError},
     plan::PlanError,
     state::{ContainerId, StateDir, StateError, Status, Store},
@@ -23,6 +25,7 @@ mod events;
 mod exec;
 mod features;
 mod foreground;
+mod hooks;
 mod kill;
 mod launch;
 mod list;
@@ -52,6 +55,9 @@ pub(crate) enum VerbError {
     /// The state cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),
+    /// The sandbox's cgroup cannot be made or removed.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
     /// The agent did not do its part.
     #[error(transparent)]
     Agent(#[from] AgentError),
@@ -64,6 +70,9 @@ pub(crate) enum VerbError {
     /// There is no terminal.
     #[error(transparent)]
     Terminal(#[from] TerminalError),
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] HookError),
     /// The container is in the wrong state.
     #[error("{0}")]
     WrongStatus(String),
@@ -156,12 +165,6 @@ fn not_yet(verb: &'static str) -> VerbError {
 fn check_global(global: &mut Global) -> Result<(), VerbError> {
     if global.cgroup_manager == Some(CgroupDriver::Systemd) {
         global.systemd_cgroup = true;
-    }
-    if global.systemd_cgroup {
-        return Err(option_error(
-            "--systemd-cgroup",
-            "placing containers in systemd's cgroups is not supported",
-        ));
     }
     check_rootless(&global.rootless)?;
     // The monitor leaves the working directory.

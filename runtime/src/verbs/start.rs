@@ -2,7 +2,7 @@
 
 use lazaret_protocol::agent::Request;
 
-use super::{VerbError, open};
+use super::{VerbError, hooks, open};
 use crate::{
     agent::Agent,
     cli::{Container, Global},
@@ -28,10 +28,19 @@ pub(super) fn run(global: &Global, options: &Container) -> Result<u8, VerbError>
             reason.unwrap_or_default().to_owned(),
         ));
     };
-    Agent::new(&dir).done(&Request::StartContainer {
+    let agent = Agent::new(&dir);
+    let request = Request::StartContainer {
         container: dir.id().as_str().to_owned(),
-    })?;
+    };
+    if record.hooks.start_container {
+        agent.begin(&request)?.finish_late(&[])?;
+    } else {
+        agent.done(&request)?;
+    }
     record.phase = Phase::Running;
     dir.write(&record)?;
+    // Hooks may use every verb.
+    dir.unlock();
+    hooks::poststart(&dir, &record)?;
     Ok(0)
 }

@@ -1,5 +1,6 @@
 //! `update`: new limits for a container that lives. They are translated as those of `config.json`
-//! are and written to the container's cgroup in the guest, all or none; the state keeps them.
+//! are and written to the container's cgroup in the guest, all or none, and to the sandbox's cgroup
+//! on the host; the state keeps them.
 
 use std::{io::Read, path::Path};
 
@@ -11,9 +12,9 @@ use super::{VerbError, launch, open, option_error};
 use crate::{
     agent::{Agent, AgentError},
     cli::{Global, Update},
-    plan,
+    host_cgroup,
+    plan::{self, Circumstances},
     state::{Record, StateDir, Status},
-    sys,
 };
 
 /// Most bytes of a file with limits.
@@ -204,14 +205,19 @@ impl Change {
     fn apply(&self, dir: &StateDir, record: &Record) -> Result<(), VerbError> {
         let id = dir.id().as_str();
         let mut warnings = Vec::new();
-        let limits = plan::limits(&self.partial, launch::circumstances(id), &mut warnings)?;
+        let circumstances = Circumstances {
+            host_cgroup_v1: host_cgroup::is_v1(),
+            ..launch::circumstances(id)
+        };
+        let vm_memory_mib = record.vm.map_or(0, |size| size.memory_mib);
+        let limits = plan::limits(&self.partial, vm_memory_mib, circumstances, &mut warnings)?;
         let agent = Agent::new(dir);
         self.check_usage(&agent, id)?;
         agent.done(&Request::UpdateCgroup {
             container: id.to_owned(),
             files: limits.files,
         })?;
-        bind_vm(record, &limits.host_cpus)?;
+        host_cgroup::update(dir, &limits.host)?;
         if let (Some(wanted), Some(size)) = (limits.vm_memory_mib, record.vm)
             && wanted > size.memory_mib
         {
@@ -281,20 +287,6 @@ fn merge(old: &mut Value, new: &Value) {
         }
         (old, new) => *old = new.clone(),
     }
-}
-
-/// Binds every thread of the VM to these CPUs of the host; none given, none changed.
-fn bind_vm(record: &Record, cpus: &[usize]) -> Result<(), VerbError> {
-    let Some(_vmm) = (!cpus.is_empty()).then(|| record.vmm.open()).flatten() else {
-        return Ok(());
-    };
-    let path = format!("/proc/{}/task", record.vmm.pid);
-    let failed = |source| VerbError::Io {
-        action: "bind to the CPUs of linux.resources.cpu.cpus the threads in",
-        path: path.clone().into(),
-        source,
-    };
-    sys::bind_threads(Path::new(&path), cpus).map_err(failed)
 }
 
 #[cfg(test)]

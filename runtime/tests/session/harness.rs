@@ -15,6 +15,9 @@ use crate::fake;
 /// How long anything may take before a test gives up; far more than it should ever need.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Where the containers' cgroups are.
+const CGROUPS: &str = "/lazaret-session/";
+
 /// A place for the containers of one test; cleaned, and checked for leftovers, when dropped.
 pub(crate) struct Place {
     pub(crate) directory: tempfile::TempDir,
@@ -70,7 +73,35 @@ impl Place {
         fs::write(self.path().join("bundle/config.json"), config.to_string()).unwrap();
     }
 
+    /// Gives the bundle a cgroup that no other test's container has, unless the test wants another.
+    fn own_cgroup(&self, id: &str) {
+        let path = self.path().join("bundle/config.json");
+        let text = fs::read_to_string(&path).unwrap_or_default();
+        let Ok(mut config) = serde_json::from_str::<Value>(&text) else {
+            return;
+        };
+        let Some(linux) = config.get_mut("linux").and_then(Value::as_object_mut) else {
+            return;
+        };
+        let ours = |path: &Value| path.as_str().is_some_and(|path| path.starts_with(CGROUPS));
+        if linux.get("cgroupsPath").is_none_or(ours) {
+            let name = self.path().file_name().unwrap().to_str().unwrap();
+            linux.insert(
+                "cgroupsPath".to_owned(),
+                json!(format!("{CGROUPS}{name}-{id}")),
+            );
+            fs::write(&path, config.to_string()).unwrap();
+        }
+    }
+
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
+        if let Some(id) = arguments.last()
+            && ["create", "run"]
+                .iter()
+                .any(|verb| arguments.contains(verb))
+        {
+            self.own_cgroup(id);
+        }
         let mut command = Command::new(env!("CARGO_BIN_EXE_lazaret"));
         command
             .arg("--root")

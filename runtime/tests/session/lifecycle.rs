@@ -56,9 +56,12 @@ fn created_running_stopped_deleted() {
         format!("[{pid}]\n")
     );
 
+    place.ok(&["kill", "c", "0"]);
     place.ok(&["kill", "c", "KILL"]);
     place.wait_status("c", "stopped");
     assert_eq!(place.pid("c"), 0);
+    assert_eq!(place.fails(1, &["kill", "c", "0"]), "container not running");
+    place.ok(&["kill", "--all", "c", "KILL"]);
     assert_eq!(
         place.fails(1, &["start", "c"]),
         "cannot start a container that has stopped"
@@ -148,10 +151,16 @@ fn the_state_root_may_be_deep() {
 #[test]
 fn twenty_at_once() {
     let place = Place::new();
-    place.bundle(&["sh", "-c", "exit 3"], |_| {});
-    let mut runs: Vec<_> = (0..20)
-        .map(|n| place.command(&["run", &format!("c{n}")]).spawn().unwrap())
-        .collect();
+    // One bundle for all, so their cgroups have the names of their ids.
+    place.bundle(&["sh", "-c", "exit 3"], |config| {
+        config["linux"]["cgroupsPath"] = "".into();
+    });
+    let name = place.path().file_name().unwrap().to_str().unwrap();
+    let run = |n: u32| {
+        let id = format!("c{name}-{n}");
+        place.command(&["run", &id]).spawn().unwrap()
+    };
+    let mut runs: Vec<_> = (0..20).map(run).collect();
     for run in &mut runs {
         assert_eq!(ends(run), 3);
     }

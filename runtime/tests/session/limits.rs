@@ -164,7 +164,7 @@ fn a_limit_beyond_the_vm_is_a_warning() {
     assert!(output.status.success());
     assert_eq!(
         warning(&output.stderr),
-        "linux.resources.memory.limit: the VM has 128 MiB, beyond which the limit has no effect"
+        "linux.resources.memory.limit: the VM has 129 MiB, beyond which the limit has no effect"
     );
     let output = place.call(&["update", "--kernel-memory", "1", "c"]);
     assert!(output.status.success());

@@ -5,9 +5,11 @@
 #![allow(clippy::unwrap_used, reason = "a failed test is what it is for")]
 
 mod boot;
+mod cgroup;
 mod exec;
 mod fake;
 mod harness;
+mod hooks;
 mod lifecycle;
 mod limits;
 mod loss;

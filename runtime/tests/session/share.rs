@@ -1,5 +1,10 @@
 //! What the guest sees of the host's files, and that read-only is the host's doing.
 
+use std::{
+    fs::Permissions,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
+};
+
 use serde_json::json;
 
 use crate::harness::Place;
@@ -99,4 +104,100 @@ fn the_host_sees_no_mounts_of_ours() {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     assert!(!mounts.contains(place.path().to_str().unwrap()), "{mounts}");
     place.ok(&["delete", "-f", "c"]);
+}
+
+#[test]
+fn an_overlay_is_mounted_by_the_host() {
+    let place = Place::new();
+    let path = place.path();
+    // The file system of the test's directory may be one that overlays cannot use.
+    let top = path.join("layers");
+    std::fs::create_dir(&top).unwrap();
+    rustix::mount::mount(
+        "none",
+        &top,
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        None,
+    )
+    .unwrap();
+    for name in ["lower", "upper", "work"] {
+        std::fs::create_dir(top.join(name)).unwrap();
+    }
+    std::fs::write(top.join("lower/below"), "").unwrap();
+    let script = "cd $SHARE/c/mounts/0; ls; touch above";
+    place.bundle(&["sh", "-c", script], |config| {
+        let (lower, upper) = (top.join("lower"), top.join("upper"));
+        let options = [
+            format!("lowerdir={}", lower.display()),
+            format!("upperdir={}", upper.display()),
+            format!("workdir={}", top.join("work").display()),
+        ];
+        config["mounts"] = json!([{"destination": "/data", "type": "overlay",
+            "source": "overlay", "options": options}]);
+    });
+    let said = place.call(&["run", "c"]);
+    let (above, mistaken) = (
+        top.join("upper/above").exists(),
+        top.join("lower/above").exists(),
+    );
+    place.bundle(&["true"], |config| {
+        config["mounts"] = json!([{"destination": "/data", "type": "overlay",
+            "source": "overlay", "options": ["lowerdir=/no/such"]}]);
+    });
+    let error = place.fails(1, &["create", "c"]);
+    rustix::mount::unmount(&top, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(said.stdout, b"below\n", "{said:?}");
+    assert!(above && !mistaken);
+    assert!(
+        error.starts_with("mounts[0]: cannot mount overlay (lowerdir=/no/such): "),
+        "{error}"
+    );
+}
+
+#[test]
+fn ids_of_a_mount_are_mapped_by_the_host() {
+    let place = Place::new();
+    let source = place.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    rustix::mount::mount(
+        "none",
+        &source,
+        "tmpfs",
+        rustix::mount::MountFlags::empty(),
+        None,
+    )
+    .unwrap();
+    std::fs::write(source.join("file"), "").unwrap();
+    std::os::unix::fs::chown(source.join("file"), Some(3), Some(4)).unwrap();
+    std::fs::set_permissions(&source, Permissions::from_mode(0o777)).unwrap();
+    let script = "cd $SHARE/c/mounts/0; stat -c %u:%g file; \
+                  setpriv --reuid 1005 --regid 2006 --clear-groups touch made";
+    place.bundle(&["sh", "-c", script], |config| {
+        let mapping = |host: u32| json!([{"containerID": 0, "hostID": host, "size": 10}]);
+        config["mounts"] = json!([{"destination": "/data", "type": "bind", "source": source,
+            "options": ["bind"], "uidMappings": mapping(1000), "gidMappings": mapping(2000)}]);
+    });
+    let said = place.call(&["run", "c"]);
+    let made = std::fs::metadata(source.join("made"));
+    rustix::mount::unmount(&source, rustix::mount::UnmountFlags::DETACH).unwrap();
+    assert_eq!(said.stdout, b"1003:2004\n", "{said:?}");
+    let made = made.unwrap();
+    assert_eq!((made.uid(), made.gid()), (5, 6));
+}
+
+#[test]
+fn a_root_behind_a_link_is_refused() {
+    let place = Place::new();
+    let link = place.path().join("link");
+    std::os::unix::fs::symlink(place.path().join("bundle"), &link).unwrap();
+    let root = link.join("rootfs");
+    place.bundle(&["true"], |config| config["root"]["path"] = json!(root));
+    assert_eq!(
+        place.fails(1, &["create", "c"]),
+        format!(
+            "root.path: invalid rootfs: {}: not an absolute path, or a symlink",
+            root.display()
+        )
+    );
 }

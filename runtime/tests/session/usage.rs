@@ -48,10 +48,6 @@ fn what_is_not_supported_says_so() {
     }
     for (option, message) in [
         (
-            "--systemd-cgroup",
-            "--systemd-cgroup: placing containers in systemd's cgroups is not supported",
-        ),
-        (
             "--rootless=true",
             "--rootless: not supported: lazaret needs root, for the mounts it gives its virtual \
              machines",
@@ -112,6 +108,21 @@ fn options_that_ask_for_nothing_are_taken() {
     ] {
         place.ok(&[option, "list"]);
     }
+}
+
+#[test]
+fn a_user_who_is_not_root_is_told_so() {
+    use std::os::unix::process::CommandExt as _;
+
+    let place = Place::new();
+    let mut command = place.command(&["run", "c"]);
+    let output = command.uid(65_534).current_dir("/").output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        crate::harness::message(&String::from_utf8(output.stderr).unwrap()),
+        "rootless containers are not supported: lazaret needs root, for the mounts it gives its \
+         virtual machines"
+    );
 }
 
 #[test]

@@ -4,7 +4,6 @@
 use std::{cell::Cell, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use serde_json::Value;
 
 use crate::{
     bundle::Bundle,
@@ -120,6 +119,8 @@ pub(crate) struct Test {
     pub(crate) tag: String,
     /// Whether `--full` was given.
     pub(crate) full: bool,
+    /// What random choices start from.
+    pub(crate) seed: u64,
     /// Where `lazaret-e2e prepare` put what it made.
     pub(crate) assets: PathBuf,
     /// The suite's binary, on the same file system as `directory`.
@@ -141,10 +142,6 @@ impl Test {
         )
         .with_context(|| format!("cannot make bundle {id}"))?;
         bundle.probe(name, arguments);
-        if self.runtime.kind == Kind::Lazaret {
-            // Not applied yet, which it says in a line of its own on standard error.
-            bundle.set("/linux/cgroupsPath", Value::Null);
-        }
         Ok(bundle)
     }
 

@@ -47,6 +47,8 @@ pub(crate) struct Request {
     pub(crate) tag: String,
     /// See [`Test::full`].
     pub(crate) full: bool,
+    /// See [`Test::seed`].
+    pub(crate) seed: u64,
     /// What every deadline is multiplied by.
     pub(crate) patience: u32,
 }
@@ -110,6 +112,7 @@ fn run(request: &Request) -> Result<Verdict> {
         directory: request.directory.clone(),
         tag: request.tag.clone(),
         full: request.full,
+        seed: request.seed,
         probe: request.probe.clone(),
         assets: request.assets.clone(),
         bundles: Cell::new(0),

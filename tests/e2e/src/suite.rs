@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// Full sizes: streams of 256 MiB, 100 containers in a row, a minute of idling.
     #[arg(long)]
     full: bool,
+    /// What the random documents of the `differential` cases are made from.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
     /// Cases that run at the same time.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u8).range(1..=64))]
     jobs: u8,
@@ -312,6 +315,7 @@ impl Options {
             private: private_directories(&job.program, &self.assets),
             tag: format!("e2e-{}-{}-", std::process::id(), job.number),
             full: self.full,
+            seed: self.seed,
             patience: self.patience,
             assets: self.assets.clone(),
         };

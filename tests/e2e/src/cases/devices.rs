@@ -4,6 +4,7 @@
 use anyhow::{Result, ensure};
 use serde_json::json;
 
+use super::errors::check;
 use super::shell::{ENOENT, ENOSPC, EPERM, EROFS, commands, perform_in};
 use crate::{
     case::{Case, Probe, Test, Topic, case},
@@ -27,7 +28,19 @@ const CASES: &[Case] = &[
     case!(more_devices).covers(&["config-linux#devices-1"]),
     case!(devices_are_denied),
     case!(links_in_dev).covers(&["runtime-linux#dev-symbolic-links-1"]),
+    case!(default_device_as_listed).only(NO_CRUN, "crun makes its own first"),
+    case!(devices_outside_of_dev),
+    case!(device_where_something_else_is)
+        .only(LAZARET, "the reference runtimes take it for the device"),
+    case!(devices_in_a_user_namespace).only(
+        LAZARET,
+        "the reference runtimes bind the host's of that name",
+    ),
+    case!(devices_the_guest_has_not).only(LAZARET, "about what a VM cannot have"),
 ];
+
+const LAZARET: &[Kind] = &[Kind::Lazaret];
+const NO_CRUN: &[Kind] = &[Kind::Runc, Kind::Lazaret];
 
 const PROBES: &[(&str, Probe)] = &[];
 
@@ -167,4 +180,90 @@ fn links_in_dev(test: &Test) -> Result<()> {
             ("link /dev/stderr", json!("/proc/self/fd/2")),
         ],
     )
+}
+
+fn default_device_as_listed(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    let listed = json!({ "path": "/dev/null", "type": "c", "major": 1, "minor": 3,
+                       "fileMode": 0o640, "uid": 5, "gid": 6 });
+    bundle.set("/linux/devices", json!([listed]));
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("device /dev/null", json!("c 1:3 640 5:6")),
+            ("device /dev/zero", json!("c 1:5 666 0:0")),
+        ],
+    )
+}
+
+fn devices_outside_of_dev(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    let device = |path: &str| json!({ "path": path, "type": "c", "major": 1, "minor": 3, "fileMode": 0o666 });
+    let devices = json!([device("/work/null"), device("/new/below/null")]);
+    bundle.set("/linux/devices", devices);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("device /work/null", json!("c 1:3 666 0:0")),
+            ("device /new/below/null", json!("c 1:3 666 0:0")),
+        ],
+    )
+}
+
+/// The runtime-spec wants an error; the very device may be there.
+fn device_where_something_else_is(test: &Test) -> Result<()> {
+    let device = json!([{ "path": "/work/file", "type": "c", "major": 1, "minor": 3 }]);
+    let mut bundle = test.idle_bundle()?;
+    bundle.set("/linux/devices", device);
+    std::fs::write(bundle.rootfs().join("work/file"), "")?;
+    let output = test.runtime.create(&bundle)?.output()?;
+    check(test, output, &["device /work/file: file exists"])?;
+    let mut bundle = commands(test, &[])?;
+    let device = json!([{ "path": "/work/null", "type": "c", "major": 1, "minor": 3 }]);
+    bundle.set("/linux/devices", device);
+    for _ in 0..2 {
+        let expected = [("device /work/null", json!("c 1:3 666 0:0"))];
+        perform_in(test, &mut bundle, &expected)?;
+    }
+    Ok(())
+}
+
+fn devices_in_a_user_namespace(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    if let Some(namespaces) = bundle.config["linux"]["namespaces"].as_array_mut() {
+        namespaces.push(json!({ "type": "user" }));
+    }
+    let mappings = json!([{ "containerID": 0, "hostID": 0, "size": 1000 }]);
+    bundle.set("/linux/uidMappings", mappings.clone());
+    bundle.set("/linux/gidMappings", mappings);
+    let device = json!([{ "path": "/dev/nothing", "type": "c", "major": 1, "minor": 3 }]);
+    bundle.set("/linux/devices", device);
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("device /dev/nothing", json!("c 1:3 666 0:0")),
+            ("read /dev/nothing", json!("")),
+        ],
+    )
+}
+
+fn devices_the_guest_has_not(test: &Test) -> Result<()> {
+    for (device, words) in [
+        (
+            json!({ "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 }),
+            "linux.devices[0]: character device 10:232, which the guest kernel has not, is not supported",
+        ),
+        (
+            json!({ "path": "/dev/sda", "type": "b", "major": 8, "minor": 0 }),
+            "linux.devices[0]: a block device of the host is not supported",
+        ),
+    ] {
+        let mut bundle = test.idle_bundle()?;
+        bundle.set("/linux/devices", json!([device]));
+        check(test, test.runtime.create(&bundle)?.output()?, &[words])?;
+    }
+    Ok(())
 }

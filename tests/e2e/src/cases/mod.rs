@@ -1,17 +1,22 @@
 //! The topics. Each file holds the host side and the guest side of its cases.
 
 mod call;
+mod cgroup;
 mod cleanup;
 mod crash;
 mod devices;
+mod differential;
 mod errors;
 mod exec;
 mod exit;
 mod features;
+mod hooks;
+mod kernel_parameters;
 mod lifecycle;
 mod limits;
 mod linux;
 mod mount_flags;
+mod mount_options;
 mod mounts;
 mod process;
 mod pty;
@@ -30,6 +35,7 @@ use crate::case::{Case, Probe, Topic};
 
 const TOPICS: &[&Topic] = &[
     &exit::TOPIC,
+    &hooks::TOPIC,
     &signals::TOPIC,
     &stdio::TOPIC,
     &pty::TOPIC,
@@ -38,6 +44,8 @@ const TOPICS: &[&Topic] = &[
     &limits::TOPIC,
     &verbs::TOPIC,
     &process::TOPIC,
+    &kernel_parameters::TOPIC,
+    &mount_options::TOPIC,
     &scheduling::TOPIC,
     &seccomp::TOPIC,
     &mounts::TOPIC,
@@ -49,9 +57,11 @@ const TOPICS: &[&Topic] = &[
     &features::TOPIC,
     &cleanup::TOPIC,
     &vm::TOPIC,
+    &cgroup::TOPIC,
     &crash::TOPIC,
     &scale::TOPIC,
     &rootfs::TOPIC,
+    &differential::TOPIC,
 ];
 
 /// Every case with its full name.

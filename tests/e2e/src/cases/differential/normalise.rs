@@ -1,0 +1,97 @@
+//! What two reports may differ in. Each rule says why; everything else must be equal.
+
+use serde_json::{Map, Value, json};
+
+/// Signal 32, which the C library keeps for itself, as a bit of a signal mask: a runtime written in
+/// Go leaves it ignored.
+const LIBRARY_SIGNAL: u64 = 1 << 31;
+
+/// Takes out of a report what a virtual machine, or another build of Linux, makes different.
+pub(super) fn normalise(report: &mut Value) {
+    if let Some(descriptors) = report["descriptors"].as_object_mut() {
+        streams(descriptors);
+    }
+    if let Some(mounts) = report["mounts"].as_object_mut() {
+        mounts.values_mut().for_each(mount);
+    }
+    if let Some(paths) = report["paths"].as_object_mut() {
+        kernel_directories(paths);
+    }
+    ignored_signals(&mut report["status"]["SigIgn"]);
+    cgroup(&mut report["files"]["/proc/self/cgroup"]);
+}
+
+/// Either runtime carries a standard stream in its own way: as it is, or through a pipe.
+fn streams(descriptors: &mut Map<String, Value>) {
+    for name in ["0", "1", "2"] {
+        if let Some(kind) = descriptors.get_mut(name) {
+            *kind = json!("open");
+        }
+    }
+}
+
+fn mount(mount: &mut Value) {
+    if mount["root"] == "/null" {
+        // A masked file is the null device, from whichever /dev the runtime has it.
+        *mount = json!("the null device");
+    } else if masks_directory(mount) {
+        *mount = json!("a masked directory");
+    } else {
+        file_system(mount);
+    }
+}
+
+/// Whether it is an empty read-only tmpfs, which hides a directory. Lazaret's is also nodev, noexec,
+/// nosuid and small, which nobody can tell on a directory where there is nothing.
+fn masks_directory(mount: &Value) -> bool {
+    let small = mount["super"].as_array();
+    let small = small.is_some_and(|options| options.contains(&json!("nr_inodes=2")));
+    let plain = mount["super"] == json!(["ro"]) && mount["options"] == json!(["ro", "relatime"]);
+    mount["type"] == "tmpfs" && mount["source"] == "tmpfs" && (small || plain)
+}
+
+fn file_system(mount: &mut Value) {
+    let root = mount["root"].as_str().unwrap_or_default();
+    if mount["type"] == "virtiofs" || root.contains("/bundle-") {
+        // A bundle's files lie on a file system of the host, which is a virtio-fs one in a guest:
+        // its name, its root and its own options are the host's affair.
+        mount["type"] = json!("the bundle's");
+        for field in ["root", "source", "super"] {
+            mount[field] = Value::Null;
+        }
+    } else if mount["type"] == "sysfs" || mount["type"] == "cgroup2" {
+        // Read-only is the mount; the file system behind it may be another's as well.
+        mount["super"] = Value::Null;
+    }
+    if let Some(propagation) = mount["propagation"].as_array_mut() {
+        // What is mounted on the host does not come into a guest: it has no master to follow.
+        propagation.retain(|word| word != "master" && word != "propagate_from");
+    }
+}
+
+/// How many entries a directory of the kernel's has depends on its configuration.
+fn kernel_directories(paths: &mut Map<String, Value>) {
+    for (path, attributes) in paths {
+        if (path.starts_with("/proc") || path.starts_with("/sys"))
+            && let Some(entries) = attributes.get_mut("entries")
+        {
+            *entries = Value::Null;
+        }
+    }
+}
+
+fn ignored_signals(mask: &mut Value) {
+    let bits = mask
+        .as_str()
+        .and_then(|hex| u64::from_str_radix(hex, 16).ok());
+    if let Some(bits) = bits {
+        *mask = json!(format!("{:016x}", bits & !LIBRARY_SIGNAL));
+    }
+}
+
+/// The path of a cgroup that is not the root of its namespace is the host's, or the guest's.
+fn cgroup(path: &mut Value) {
+    if path != "0::/\n" {
+        *path = json!("not a root");
+    }
+}
