@@ -1,4 +1,4 @@
-//! A bundle: the directory with `config.json`. Reads and parses it; what the fields mean is the
+//! A bundle: the directory with `config.json`, or another file that the caller names. Reads and parses it; what the fields mean is the
 //! plan's business.
 
 use std::path::{Path, PathBuf};
@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{Capability, Process, Spec};
 use serde::{Deserialize as _, de::DeserializeOwned};
 use serde_json::Value;
+
+/// Name of the specification's file, unless the caller says otherwise.
+pub(crate) const CONFIG: &str = "config.json";
 
 /// Largest `config.json` that is read: containers with thousands of mounts stay below 1 MiB.
 const CONFIG_MAX_BYTES: u64 = 16 << 20;
@@ -15,7 +18,9 @@ const CONFIG_MAX_BYTES: u64 = 16 << 20;
 pub(crate) struct Bundle {
     /// Absolute path of the directory, symbolic links resolved.
     pub(crate) path: PathBuf,
-    /// The content of `config.json`.
+    /// Path of the specification's file.
+    pub(crate) file: PathBuf,
+    /// The content of that file.
     pub(crate) spec: Spec,
     /// What in it is passed over, one line each.
     pub(crate) warnings: Vec<String>,
@@ -67,20 +72,22 @@ pub(crate) enum BundleError {
 }
 
 impl Bundle {
-    /// Reads `config.json` of the bundle at `path`.
+    /// Reads the specification of the bundle at `path` from `file`, which is looked for in there.
     ///
     /// # Errors
     /// [`BundleError`].
-    pub(crate) fn load(path: &Path) -> Result<Self, BundleError> {
+    pub(crate) fn load(path: &Path, file: &Path) -> Result<Self, BundleError> {
         let path = path
             .canonicalize()
             .map_err(|source| BundleError::Directory {
                 path: path.to_owned(),
                 source,
             })?;
-        let (spec, warnings) = read_json(&path.join("config.json"), "/process")?;
+        let file = path.join(file);
+        let (spec, warnings) = read_json(&file, "/process")?;
         Ok(Self {
             path,
+            file,
             spec,
             warnings,
         })
@@ -237,7 +244,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         std::fs::write(directory.path().join("config.json"), config).unwrap();
         let name = format!("{}/config.json: ", directory.path().display());
-        Bundle::load(directory.path()).map_err(|error| error.to_string().replace(&name, ""))
+        Bundle::load(directory.path(), Path::new(CONFIG))
+            .map_err(|error| error.to_string().replace(&name, ""))
     }
 
     #[test]
@@ -303,7 +311,9 @@ mod tests {
     #[test]
     fn a_missing_file_is_named() {
         let directory = tempfile::tempdir().unwrap();
-        let error = Bundle::load(directory.path()).unwrap_err().to_string();
+        let error = Bundle::load(directory.path(), Path::new(CONFIG))
+            .unwrap_err()
+            .to_string();
         let path = directory.path().join("config.json");
         assert_eq!(
             error,

@@ -3,9 +3,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{log, state};
+use crate::{bundle, log, state};
 
 mod checkpoint;
 mod help;
@@ -69,6 +69,9 @@ pub(crate) struct Global {
     /// Make cgroups through systemd; cgroupsPath is then "slice:prefix:name"
     #[arg(long)]
     pub(crate) systemd_cgroup: bool,
+    /// As crun has it: cgroupfs, or systemd, which is --systemd-cgroup
+    #[arg(long, value_name = "MANAGER", value_enum, hide = true)]
+    pub(crate) cgroup_manager: Option<CgroupDriver>,
     /// Whether to run without root's rights: only false and auto, lazaret needs them
     #[arg(long, value_name = "VALUE", default_value = "auto")]
     pub(crate) rootless: String,
@@ -78,6 +81,15 @@ pub(crate) struct Global {
     /// Print the version
     #[arg(long, short = 'v')]
     pub(crate) version: bool,
+}
+
+/// Who makes control groups, by crun's names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum CgroupDriver {
+    /// The runtime itself.
+    Cgroupfs,
+    /// The machine's systemd.
+    Systemd,
 }
 
 fn log_format(name: &str) -> Result<log::Format, String> {
@@ -167,6 +179,9 @@ pub(crate) struct Create {
     /// Path of the bundle
     #[arg(long, short, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
+    /// The specification's file in the bundle, as crun has it
+    #[arg(long, short = 'f', value_name = "FILE", hide = true, default_value = bundle::CONFIG)]
+    pub(crate) config: PathBuf,
     /// Unix socket that receives the master end of the console's pseudoterminal
     #[arg(long, value_name = "SOCKET")]
     pub(crate) console_socket: Option<PathBuf>,

@@ -135,6 +135,8 @@ pub(crate) struct Record {
     pub(crate) oci_version: String,
     /// Absolute path of the bundle.
     pub(crate) bundle: PathBuf,
+    /// Absolute path of its specification.
+    pub(crate) config: PathBuf,
     /// Absolute path of the root file system.
     pub(crate) rootfs: PathBuf,
     /// When it was created, RFC 3339.

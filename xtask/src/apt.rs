@@ -2,9 +2,12 @@
 //! servers. No server is named in this project.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
+
+use crate::process;
 
 /// The files of this machine's package sources: extension and text.
 ///
@@ -82,6 +85,77 @@ fn turn_line(line: &str, from: &str, to: &str) -> Option<String> {
     Some(format!("{}\n", words.join(" ")))
 }
 
+/// The same source, serving source packages.
+fn of_source_packages(text: &str) -> String {
+    let turned = text.lines().map(|line| match line.strip_prefix("deb ") {
+        Some(rest) => format!("deb-src {rest}\n"),
+        None if line.starts_with("Types:") => "Types: deb-src\n".to_owned(),
+        None => format!("{line}\n"),
+    });
+    turned.collect()
+}
+
+/// An `apt-get` with lists of its own, which knows one suite alone.
+pub(crate) struct PrivateApt {
+    /// Where it works and downloads to.
+    pub folder: PathBuf,
+}
+
+impl PrivateApt {
+    /// Makes its folder below `root`. It serves the suite of this machine's release with `more`
+    /// behind its name, or that suite's source packages.
+    ///
+    /// # Errors
+    /// If this is no Debian, or none of its sources serves the release.
+    pub(crate) fn new(root: &Path, more: &str, source_packages: bool) -> Result<Self> {
+        let folder = root.join("packages");
+        fs::create_dir_all(folder.join("lists/partial"))?;
+        let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
+        let codename = codename(&release).context("/etc/os-release names no Debian release")?;
+        let suite = format!("{codename}{more}");
+        let Some((extension, mut text)) = retarget(&configured_sources()?, codename, &suite) else {
+            bail!("no package source of this machine serves {codename}: {suite} cannot be had");
+        };
+        if source_packages {
+            text = of_source_packages(&text);
+        }
+        fs::write(folder.join(format!("private.{extension}")), text)?;
+        Ok(Self { folder })
+    }
+
+    /// Runs `apt-get` with these arguments in its folder.
+    ///
+    /// # Errors
+    /// If it fails.
+    pub(crate) fn get(&self, arguments: &[&str]) -> Result<()> {
+        let list = ["list", "sources"]
+            .map(|extension| self.folder.join(format!("private.{extension}")))
+            .into_iter()
+            .find(|path| path.exists())
+            .context("the private package source is gone")?;
+        let option = |name: &str, path: &Path| format!("{name}={}", path.display());
+        process::output(
+            Command::new("apt-get")
+                .current_dir(&self.folder)
+                .args(["-o", &option("Dir::Etc::SourceList", &list)])
+                .args(["-o", "Dir::Etc::SourceParts=-"])
+                .args([
+                    "-o",
+                    &option("Dir::State::Lists", &self.folder.join("lists")),
+                ])
+                .args([
+                    "-o",
+                    "Dir::Cache::pkgcache=",
+                    "-o",
+                    "Dir::Cache::srcpkgcache=",
+                ])
+                .args(["-o", "APT::Sandbox::User=root"])
+                .args(arguments),
+        )?;
+        Ok(())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +184,19 @@ mod tests {
             "deb [trusted=yes] http://m.example/debian bookworm-backports main contrib\n"
         );
         assert!(retarget(&sources, "trixie", "sid").is_none());
+    }
+
+    #[test]
+    fn sources_are_turned_to_source_packages() {
+        let stanza = "Types: deb\nURIs: http://m.example/debian\nSuites: bookworm\n";
+        assert_eq!(
+            of_source_packages(stanza),
+            "Types: deb-src\nURIs: http://m.example/debian\nSuites: bookworm\n"
+        );
+        let line = "deb [trusted=yes] http://m.example/debian bookworm main\n";
+        assert_eq!(
+            of_source_packages(line),
+            "deb-src [trusted=yes] http://m.example/debian bookworm main\n"
+        );
     }
 }

@@ -5,13 +5,14 @@
 //! changed. No server is named here.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use emulated_host::Qemu;
 
-use crate::{apt, cache, packages, process};
+use crate::apt::PrivateApt;
+use crate::{cache, packages, process};
 
 /// Packages that are unpacked: the emulator, its ROMs and its firmware.
 const UNPACKED: [&str; 4] = [
@@ -44,7 +45,8 @@ pub(crate) fn find() -> Result<Qemu> {
 /// Downloads the packages and unpacks them into `root`.
 fn fetch(root: &Path) -> Result<()> {
     eprintln!("fetching QEMU 10 from this machine's package sources");
-    let apt = PrivateApt::new(root)?;
+    let apt = PrivateApt::new(root, "-backports", false)
+        .context("QEMU 10 is needed: the installed one is older, and Debian's backports have it")?;
     apt.get(&["update"])?;
     let mut download = vec!["download"];
     download.extend(UNPACKED);
@@ -100,60 +102,6 @@ fn libraries(depends: &str) -> Vec<String> {
     names.sort();
     names.dedup();
     names
-}
-
-/// An `apt-get` with lists of its own, which knows the backports suite alone.
-struct PrivateApt {
-    folder: PathBuf,
-}
-
-impl PrivateApt {
-    /// Makes its folder below `root`.
-    fn new(root: &Path) -> Result<Self> {
-        let folder = root.join("packages");
-        fs::create_dir_all(folder.join("lists/partial"))?;
-        let release = fs::read_to_string("/etc/os-release").context("reading /etc/os-release")?;
-        let codename =
-            apt::codename(&release).context("/etc/os-release names no Debian release")?;
-        let suite = format!("{codename}-backports");
-        let sources = apt::retarget(&apt::configured_sources()?, codename, &suite);
-        let Some((extension, text)) = sources else {
-            bail!(
-                "QEMU 10 is needed: the installed one is older, and no package source of this \
-                 machine serves {codename}, whose backports have it"
-            );
-        };
-        fs::write(folder.join(format!("backports.{extension}")), text)?;
-        Ok(Self { folder })
-    }
-
-    fn get(&self, arguments: &[&str]) -> Result<()> {
-        let list = ["list", "sources"]
-            .map(|extension| self.folder.join(format!("backports.{extension}")))
-            .into_iter()
-            .find(|path| path.exists())
-            .context("the private package source is gone")?;
-        let option = |name: &str, path: &Path| format!("{name}={}", path.display());
-        process::output(
-            Command::new("apt-get")
-                .current_dir(&self.folder)
-                .args(["-o", &option("Dir::Etc::SourceList", &list)])
-                .args(["-o", "Dir::Etc::SourceParts=-"])
-                .args([
-                    "-o",
-                    &option("Dir::State::Lists", &self.folder.join("lists")),
-                ])
-                .args([
-                    "-o",
-                    "Dir::Cache::pkgcache=",
-                    "-o",
-                    "Dir::Cache::srcpkgcache=",
-                ])
-                .args(["-o", "APT::Sandbox::User=root"])
-                .args(arguments),
-        )?;
-        Ok(())
-    }
 }
 
 #[cfg(test)]

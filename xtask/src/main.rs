@@ -17,6 +17,7 @@ mod process;
 mod products;
 mod rootfs;
 mod run;
+mod suites;
 mod test;
 mod tidy;
 mod workspace;

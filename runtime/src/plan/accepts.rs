@@ -71,6 +71,7 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
     }
     let bundle = Bundle {
         path: "/bundle".into(),
+        file: "/bundle/config.json".into(),
         spec: serde_json::from_value::<Spec>(config).ok()?,
         warnings: Vec::new(),
     };

@@ -7,7 +7,9 @@ use std::path::{Path, PathBuf};
 
 use lazaret_protocol::{
     agent::TerminalSize,
-    container::{CpuAffinity, CreateContainer, IdMapping, Namespace, NamespaceKind, Root, Stdio},
+    container::{
+        CpuAffinity, CreateContainer, IdMapping, Namespace, NamespaceKind, Process, Root, Stdio,
+    },
     vm::VmConfig,
 };
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
@@ -188,13 +190,7 @@ pub(crate) fn plan(
     let annotations = annotations::parse(spec, config)?;
 
     let linux = spec.linux().as_ref();
-    let spec_process = spec
-        .process()
-        .as_ref()
-        .ok_or_else(|| PlanError::invalid("process", "must not be empty"))?;
-    let mut process = process::process(spec_process, "process", circumstances, &mut warnings)?;
-    // It is for what `exec` starts.
-    process.cpu_affinity = CpuAffinity::default();
+    let process = init_process(spec, circumstances, &mut warnings)?;
     let resources = &linux
         .and_then(|linux| linux.resources().clone())
         .unwrap_or_default();
@@ -208,7 +204,6 @@ pub(crate) fn plan(
 
     let namespaces = namespaces(linux, &mut warnings)?;
     domain::check_memory_policy(linux, &mut warnings)?;
-
     let container = CreateContainer {
         id: circumstances.id.to_owned(),
         root,
@@ -245,6 +240,23 @@ pub(crate) fn plan(
             cgroup,
         },
         warnings,
+    })
+}
+
+/// The container's own process.
+fn init_process(
+    spec: &Spec,
+    circumstances: Circumstances<'_>,
+    warnings: &mut Vec<String>,
+) -> Result<Process, PlanError> {
+    let process = spec
+        .process()
+        .as_ref()
+        .ok_or_else(|| PlanError::invalid("process", "must not be empty"))?;
+    Ok(Process {
+        // It is for what `exec` starts.
+        cpu_affinity: CpuAffinity::default(),
+        ..process::process(process, "process", circumstances, warnings)?
     })
 }
 

@@ -15,6 +15,7 @@ fn bundle(change: impl FnOnce(&mut Value)) -> Bundle {
     change(&mut config);
     Bundle {
         path: "/bundle".into(),
+        file: "/bundle/config.json".into(),
         spec: serde_json::from_value(config).unwrap(),
         warnings: Vec::new(),
     }

@@ -18,6 +18,7 @@ fn record(phase: Phase, monitor: ProcessId) -> Record {
     Record {
         oci_version: "1.0.2".to_owned(),
         bundle: "/bundle".into(),
+        config: "/bundle/config.json".into(),
         rootfs: "/bundle/rootfs".into(),
         created: "2026-11-21T00:00:00Z".to_owned(),
         annotations: BTreeMap::new(),

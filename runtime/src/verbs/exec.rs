@@ -196,7 +196,8 @@ fn containers_own(dir: &StateDir) -> Result<Option<oci_spec::runtime::Process>, 
     let Some(record) = dir.read()? else {
         return Err(VerbError::WrongStatus("container not running".to_owned()));
     };
-    Ok(Bundle::load(&record.bundle)?.spec.process().clone())
+    let bundle = Bundle::load(&record.bundle, &record.config)?;
+    Ok(bundle.spec.process().clone())
 }
 
 fn apply(options: &Exec, process: &mut Process) -> Result<(), VerbError> {

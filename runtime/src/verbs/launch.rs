@@ -76,12 +76,12 @@ pub(super) fn prepare(
     let pidfd_socket = PidfdSocket::connect(options.pidfd_socket.as_deref())?;
     let config = Config::load(global.config.as_deref())?;
     log::phase("configuration read");
-    let bundle = Bundle::load(&options.bundle)?;
+    let bundle = Bundle::load(&options.bundle, &options.config)?;
     log::phase("bundle read");
     let caller = Caller::observe();
     let circumstances = with_cgroups(circumstances(id.as_str(), &caller), global.systemd_cgroup)?;
     let mut plan = plan::plan(&bundle, &config, circumstances)?;
-    plan.warnings.extend(bundle.warnings);
+    plan.warnings.extend_from_slice(&bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
     check_terminal(detached, terminal, options.console_socket.as_deref())?;
     let console = options
@@ -89,32 +89,7 @@ pub(super) fn prepare(
         .as_deref()
         .map(terminal::connect_console)
         .transpose()?;
-    let resources = limits_of(&bundle.spec);
-    let rootfs = plan.host.shares[0].source.clone();
-    let annotations = bundle.spec.annotations().iter().flatten();
-    let nobody = ProcessId {
-        pid: 0,
-        start_ticks: 0,
-    };
-    let record = Record {
-        oci_version: bundle.spec.version().clone(),
-        rootfs,
-        created: time::rfc3339_nanos_now(),
-        annotations: annotations
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect(),
-        phase: Phase::Created,
-        monitor: nobody,
-        vmm: nobody,
-        exit_code: None,
-        hooks: later_hooks(&plan),
-        vm: Some(VmSize {
-            memory_mib: plan.vm.memory_mib,
-            vcpus: plan.vm.vcpus,
-        }),
-        resources,
-        bundle: bundle.path,
-    };
+    let record = record(bundle, &plan);
     log::phase("plan made");
     Ok(Prepared {
         id,
@@ -124,6 +99,35 @@ pub(super) fn prepare(
         console,
         pidfd_socket,
     })
+}
+
+/// What the state keeps of a container whose processes are still to come.
+fn record(bundle: Bundle, plan: &Plan) -> Record {
+    let annotations = bundle.spec.annotations().iter().flatten();
+    let nobody = ProcessId {
+        pid: 0,
+        start_ticks: 0,
+    };
+    Record {
+        oci_version: bundle.spec.version().clone(),
+        rootfs: plan.host.shares[0].source.clone(),
+        created: time::rfc3339_nanos_now(),
+        annotations: annotations
+            .map(|(name, value)| (name.clone(), value.clone()))
+            .collect(),
+        phase: Phase::Created,
+        monitor: nobody,
+        vmm: nobody,
+        exit_code: None,
+        hooks: later_hooks(plan),
+        vm: Some(VmSize {
+            memory_mib: plan.vm.memory_mib,
+            vcpus: plan.vm.vcpus,
+        }),
+        resources: limits_of(&bundle.spec),
+        bundle: bundle.path,
+        config: bundle.file,
+    }
 }
 
 /// Adds what the sandbox's cgroup has to know.

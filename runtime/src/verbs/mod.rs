@@ -8,7 +8,7 @@ use std::{
 use crate::{
     agent::AgentError,
     bundle::BundleError,
-    cli::{Cli, Global, Verb},
+    cli::{CgroupDriver, Cli, Global, Verb},
     config::ConfigError,
     hooks::HookError,
     host_cgroup::CgroupError,
@@ -163,6 +163,9 @@ fn not_yet(verb: &'static str) -> VerbError {
 }
 
 fn check_global(global: &mut Global) -> Result<(), VerbError> {
+    if global.cgroup_manager == Some(CgroupDriver::Systemd) {
+        global.systemd_cgroup = true;
+    }
     check_rootless(&global.rootless)?;
     // The monitor leaves the working directory.
     let root = std::path::absolute(&global.root);

@@ -1,11 +1,11 @@
 //! `lazaret-e2e`: end-to-end cases that run against `runc`, `crun` or `lazaret`.
 //!
-//! The same static binary is several programs: the suite (what a person or `cargo xtask test`
-//! calls), `prepare` (makes what some cases need), `case` (one case in its own namespaces, started by the suite) and `probe` (the guest
-//! side of a case, hard-linked into the container), `enter` (a program in a mount namespace, started by
-//! cases), `conformance` (prints `docs/conformance.md`), and the `/init` of a guest that never
-//! answers. It must know the runtimes only through their
-//! command line: it links no other crate of the project.
+//! The same static binary is several programs: the suite (what a person or `cargo xtask test` calls),
+//! `prepare` (makes what some cases need), `suite` (runs the suites of other runtimes), `conformance`
+//! (prints `docs/conformance.md`), `case` (one case in its own namespaces, started by the suite),
+//! `probe` (the guest side of a case, hard-linked into the container), `enter` (a program in a mount
+//! namespace, started by cases), and the `/init` of a guest that never answers. It must know the
+//! runtimes only through their command line: it links no other crate of the project.
 
 #![deny(unsafe_code)]
 
@@ -25,6 +25,7 @@ mod prepare;
 mod probe;
 mod runtime;
 mod suite;
+mod suites;
 
 use std::process::ExitCode;
 
@@ -55,25 +56,12 @@ fn main() -> ExitCode {
 }
 
 fn dispatch(arguments: &[String]) -> Result<ExitCode> {
-    if let [_, mode, request] = arguments
-        && mode == "case"
-    {
-        return isolation::main(request);
+    match arguments {
+        [_, mode, request] if mode == "case" => isolation::main(request),
+        [_, mode, pid, program, rest @ ..] if mode == "enter" => enter::main(pid, program, rest),
+        [_, mode, rest @ ..] if mode == "prepare" => prepare::main(rest),
+        [_, mode, rest @ ..] if mode == "suite" => suites::main(rest),
+        [_, mode] if mode == "conformance" => conformance::main(),
+        _ => suite::Options::parse_from(arguments).run(),
     }
-    if let [_, mode, pid, program, rest @ ..] = arguments
-        && mode == "enter"
-    {
-        return enter::main(pid, program, rest);
-    }
-    if let [_, mode, rest @ ..] = arguments
-        && mode == "prepare"
-    {
-        return prepare::main(rest);
-    }
-    if let [_, mode] = arguments
-        && mode == "conformance"
-    {
-        return conformance::main();
-    }
-    suite::Options::parse_from(arguments).run()
 }

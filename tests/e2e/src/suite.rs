@@ -77,11 +77,18 @@ pub(crate) struct Options {
 
 /// One of several suites that share the cases.
 #[derive(Debug, Clone, Copy)]
-struct Shard {
+pub(crate) struct Shard {
     /// Which, from 1.
     number: usize,
     /// How many there are.
     of: usize,
+}
+
+impl Shard {
+    /// This one's part of the cases.
+    pub(crate) fn part<T>(self, cases: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
+        cases.skip(self.number - 1).step_by(self.of)
+    }
 }
 
 impl FromStr for Shard {
@@ -167,10 +174,8 @@ impl Options {
         let chosen = |name: &str| {
             self.filters.is_empty() || self.filters.iter().any(|filter| name.contains(filter))
         };
-        cases::all()
-            .filter(|(name, _)| chosen(name))
-            .skip(self.shard.number - 1)
-            .step_by(self.shard.of)
+        self.shard
+            .part(cases::all().filter(|(name, _)| chosen(name)))
             .flat_map(|(name, case)| kinds.iter().map(move |&kind| (name.clone(), case, kind)))
             .enumerate()
             .map(|(number, (name, case, kind))| {

@@ -14,10 +14,10 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use emulated_host::{Command, Host, Streams};
 
-use crate::products::{self, cargo};
-use crate::{emu, packages, process, run, tidy};
+use crate::products::{self, Products, cargo};
+use crate::{emu, packages, process, run, suites, tidy};
 
-/// After this time the end-to-end tests are taken to hang.
+/// After this time the end-to-end tests, or the other suites, are taken to hang.
 const E2E_TIMEOUT: Duration = Duration::from_secs(40 * 60);
 
 /// Most emulated hosts at a time: the longest case then takes longer than a part of the others.
@@ -40,7 +40,7 @@ pub(crate) struct Options {
 /// One step: its name and what it does.
 type Step = (&'static str, fn(&Options) -> Result<()>);
 
-const STEPS: [Step; 7] = [
+const STEPS: [Step; 8] = [
     ("format", |_| {
         process::run(cargo().args(["fmt", "--all", "--check"]))
     }),
@@ -59,6 +59,7 @@ const STEPS: [Step; 7] = [
     }),
     ("emulated host", |_| host::run()),
     ("end to end", end_to_end),
+    ("suites of other runtimes", other_suites),
 ];
 
 /// Runs the steps and says how they ended.
@@ -111,11 +112,33 @@ fn end_to_end(options: &Options) -> Result<()> {
             .arg("prepare")
             .env("CARGO", cargo().get_program()),
     )?;
-    let full = options.full.then_some("--full");
+    drive(&products, options.full.then_some("--full").as_slice())
+}
+
+/// The suites of other runtimes, with `--full` only: under their own runtimes, which shows that the
+/// lists of what must pass are right, and under lazaret.
+fn other_suites(options: &Options) -> Result<()> {
+    if !options.full {
+        eprintln!("only with --full");
+        return Ok(());
+    }
+    let products = products::build(&["lazaret-e2e"])?;
+    let assets = suites::find()?;
+    let assets = assets.to_str().context("the cache's path is no text")?;
+    drive(&products, &["suite", "--assets", assets])?;
+    drive(
+        &products,
+        &["suite", "--assets", assets, "--runtime", "lazaret"],
+    )
+}
+
+/// Runs `lazaret-e2e` with these arguments, in emulated hosts that share the work if this machine
+/// runs no VMs itself.
+fn drive(products: &Products, arguments: &[&str]) -> Result<()> {
     if run::has_virtualisation() && rustix::process::geteuid().is_root() {
         return process::run(
             std::process::Command::new(products.program("lazaret-e2e"))
-                .args(full)
+                .args(arguments)
                 .env("LAZARET_CONFIG", products.config()),
         );
     }
@@ -129,7 +152,7 @@ fn end_to_end(options: &Options) -> Result<()> {
             .map(|number| {
                 let (host, folder) = (&host, &products.folder);
                 scope.spawn(move || {
-                    run_shard(host, folder, full, &format!("{number}/{shards}"))
+                    run_shard(host, folder, arguments, &format!("{number}/{shards}"))
                         .with_context(|| format!("part {number} of {shards}"))
                 })
             })
@@ -161,15 +184,15 @@ fn available_memory_mib() -> Result<u64> {
     Ok(kib >> 10)
 }
 
-/// A part of the suite in an emulated host of its own.
-fn run_shard(host: &Host, products: &Path, full: Option<&str>, shard: &str) -> Result<()> {
+/// A part of the work in an emulated host of its own.
+fn run_shard(host: &Host, products: &Path, arguments: &[&str], shard: &str) -> Result<()> {
     // Off the machine's own file system, and out of the directories that the suite watches.
     let script = "cp -R \"$0\" /var/tmp/products && \
                   LAZARET_CONFIG=/var/tmp/products/config.toml \
                   exec /var/tmp/products/bin/lazaret-e2e \"$@\"";
     let mut command = Command::new(vec!["sh".into(), "-c".into(), script.into()])?;
     command.arguments.push(products.into());
-    command.arguments.extend(full.map(Into::into));
+    command.arguments.extend(arguments.iter().map(Into::into));
     // As many hosts as CPUs leave none to spare for the rest of the machine.
     let options = ["--shard", shard, "--patience", "3"];
     command.arguments.extend(options.map(Into::into));

@@ -5,7 +5,10 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 
 use super::exec::reaped;
-use crate::case::{Case, Probe, Test, Topic, case};
+use crate::{
+    case::{Case, Probe, Test, Topic, case},
+    runtime::Kind,
+};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "lifecycle",
@@ -45,6 +48,7 @@ const CASES: &[Case] = &[
     case!(list_shows_containers),
     case!(pid_file),
     case!(run_detached),
+    case!(another_specification).only(&[Kind::Crun, Kind::Lazaret], "an option of crun's"),
     case!(end_is_seen_without_asking),
 ];
 
@@ -55,6 +59,29 @@ fn touch(arguments: &[String]) -> Result<u8> {
     let path = arguments.first().context("no path given")?;
     fs::write(path, "")?;
     Ok(0)
+}
+
+/// The options by which crun's callers differ from runc's.
+fn another_specification(test: &Test) -> Result<()> {
+    let bundle = test.idle_bundle()?;
+    let create = test.runtime.create(&bundle)?;
+    let folder = bundle.directory.join("other");
+    fs::create_dir(&folder)?;
+    fs::rename(
+        bundle.directory.join("config.json"),
+        folder.join("spec.json"),
+    )?;
+    create
+        .global(&["--cgroup-manager", "cgroupfs"])
+        .option(&["--config", "other/spec.json"])
+        .succeed()?;
+    test.runtime.start(&bundle.id).succeed()?;
+    // What a command inherits from the container comes from that file too.
+    test.runtime
+        .exec_probe(&bundle.id, "exit", &["7"])
+        .output()?
+        .code(7)?;
+    test.runtime.destroy(&bundle.id)
 }
 
 fn create_and_delete(test: &Test) -> Result<()> {
