@@ -280,7 +280,7 @@ fn every_refusal_names_its_field() {
         (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
-            "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY, which hands system calls to a listener, is not supported",
+            "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY cannot be used as default action",
         ),
         (
             "/linux/intelRdt",
