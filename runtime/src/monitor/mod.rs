@@ -350,9 +350,8 @@ fn release_input_and_output() -> Result<(), MonitorError> {
     Ok(())
 }
 
-/// Lets go of the caller's standard error as well, as is due when the caller does not wait for the
-/// end: it may be the very pipe that is standard output. What is said after this goes to `--log`
-/// alone.
+/// Lets go of the caller's standard error as well, when it does not wait for the end: it may be the
+/// very pipe that is standard output. What is said after this goes to `--log` alone.
 fn release_standard_error() -> Result<(), MonitorError> {
     let null = terminal::null().map_err(host_error("open /dev/null"))?;
     rustix::stdio::dup2_stderr(&null).map_err(host_error("let go of the standard streams"))
