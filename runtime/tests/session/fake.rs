@@ -407,7 +407,11 @@ impl Agent {
         match running.pid {
             Some(pid) => {
                 let signal = nix::sys::signal::Signal::try_from(signal).unwrap();
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).unwrap();
+                match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal) {
+                    // It has just ended.
+                    Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
+                    Err(error) => panic!("cannot signal {pid}: {error}"),
+                }
             }
             None => {
                 let status = ExitStatus::Signaled(u8::try_from(signal).unwrap());
