@@ -31,7 +31,9 @@ const CASES: &[Case] = &[
     case!(default_device_as_listed).only(NO_CRUN, "crun makes its own first"),
     case!(devices_outside_of_dev),
     case!(device_where_something_else_is)
-        .only(LAZARET, "the reference runtimes take it for the device"),
+        .only(LAZARET, "the reference runtimes take it for the device")
+        .covers(&["config-linux#devices-3"])
+        .right("lazaret: the specification demands an error"),
     case!(devices_in_a_user_namespace).only(
         LAZARET,
         "the reference runtimes bind the host's of that name",
