@@ -38,7 +38,10 @@ const CASES: &[Case] = &[
     ),
     case!(limits_are_the_hosts_too).covers(&["runtime#create-5"]),
     case!(limits_have_room_for_the_machine).only(LAZARET, REASON),
-    case!(device_of_a_limit_is_missing),
+    case!(device_of_a_limit_is_missing).only(
+        &[Kind::Runc, Kind::Lazaret],
+        "crun names the value and not the file",
+    ),
     case!(everything_of_a_sandbox_is_inside).only(LAZARET, REASON),
     case!(sandbox_needs_too_much_memory).only(LAZARET, REASON),
     case!(processes_were_there_before).only(LAZARET, "runc's delete fails for them"),

@@ -187,13 +187,13 @@ fn links_in_dev(test: &Test) -> Result<()> {
 fn default_device_as_listed(test: &Test) -> Result<()> {
     let mut bundle = commands(test, &[])?;
     let listed = json!({ "path": "/dev/null", "type": "c", "major": 1, "minor": 3,
-                       "fileMode": 0o640, "uid": 5, "gid": 6 });
+                       "fileMode": 0o646, "uid": 5, "gid": 6 });
     bundle.set("/linux/devices", json!([listed]));
     perform_in(
         test,
         &mut bundle,
         &[
-            ("device /dev/null", json!("c 1:3 640 5:6")),
+            ("device /dev/null", json!("c 1:3 646 5:6")),
             ("device /dev/zero", json!("c 1:5 666 0:0")),
         ],
     )
