@@ -97,6 +97,10 @@ pub enum MountError {
         #[source]
         source: Os,
     },
+    /// Something else than a directory where one of the kernel's own file systems belongs; the
+    /// wording is runc's.
+    #[error("filesystem {0:?} must be mounted on ordinary directory")]
+    NotOrdinary(String),
     /// A step of making the mount.
     #[error("{step}")]
     Step {
@@ -319,7 +323,7 @@ fn make_filesystem(
     }
     let data = CString::new(data).map_err(|_| MountError::Nul)?;
     let data = (!data.is_empty()).then_some(data.as_c_str());
-    let destination = rootfs.open_or_create(&wanted.destination, Missing::Directory)?;
+    let destination = mount_point(rootfs, wanted, fs_type)?;
     fchdir(&destination).map_err(MountError::step("enter the mount point"))?;
     let flags = wanted.flags & !(libc::MS_BIND | libc::MS_REC);
     if flags & libc::MS_REMOUNT != 0 {
@@ -365,6 +369,21 @@ fn make_filesystem(
         }
     }
     set_attributes(top.as_fd(), wanted)
+}
+
+/// Where a file system is mounted. For proc and sysfs, on whose place the container's safety
+/// depends, an image must not have put a symbolic link there.
+fn mount_point(rootfs: &Rootfs, wanted: &Mount, fs_type: &str) -> Result<OwnedFd, MountError> {
+    let path = wanted.destination.as_str();
+    if matches!(fs_type, "proc" | "sysfs")
+        && let Some(found) = rootfs.find_itself(path)?
+    {
+        return match is_directory(found.as_fd()) {
+            true => Ok(found),
+            false => Err(MountError::NotOrdinary(fs_type.to_owned())),
+        };
+    }
+    Ok(rootfs.open_or_create(path, Missing::Directory)?)
 }
 
 /// Has a tmpfs whose options say no mode take that of the directory it is going to cover, as runc

@@ -128,6 +128,38 @@ fn destinations_stay_in_the_root() {
 }
 
 #[test]
+fn proc_and_sysfs_are_not_mounted_behind_links() {
+    let agent = Agent::start();
+    let rootfs = agent.rootfs("c");
+    fs::create_dir(rootfs.join("elsewhere")).unwrap();
+    symlink("elsewhere", rootfs.join("link")).unwrap();
+    symlink("missing", rootfs.join("dangling")).unwrap();
+    fs::write(rootfs.join("file"), "").unwrap();
+    for fs_type in ["proc", "sysfs"] {
+        for destination in ["/link", "/link/", "/link/.//", "/dangling", "/file"] {
+            let mut wanted = container("c", shell("exit"));
+            wanted.mounts.push(filesystem(fs_type, destination, 0, ""));
+            let failure = agent.create(&wanted).unwrap_err();
+            assert_eq!(
+                failure.message,
+                format!(
+                    "mount {fs_type} on {destination} (no options): filesystem \"{fs_type}\" must \
+                     be mounted on ordinary directory"
+                )
+            );
+        }
+    }
+    assert!(!rootfs.join("missing").exists());
+    // A link on the way is another matter.
+    let mut wanted = container(
+        "c",
+        shell("test -e /elsewhere/below/self/status && echo seen"),
+    );
+    wanted.mounts.push(filesystem("proc", "/link/below", 0, ""));
+    assert_eq!(agent.run(&wanted).output(), "seen");
+}
+
+#[test]
 fn a_tmpfs_can_start_with_what_it_covers() {
     let agent = Agent::start();
     let rootfs = agent.rootfs("c");

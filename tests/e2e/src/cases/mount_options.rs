@@ -62,6 +62,7 @@ const CASES: &[Case] = &[
         .right("runc and lazaret: a relative destination is relative to `/`"),
     case!(propagation_of_the_root).only(NO_CRUN, "crun knows other words"),
     case!(root_behind_a_link).only(NO_CRUN, "crun follows it"),
+    case!(kernel_file_systems_behind_links).only(NO_CRUN, "crun words it otherwise"),
     case!(sockets_and_pipes_are_warned_of).only(LAZARET, "they work without a VM"),
 ];
 
@@ -106,6 +107,21 @@ fn recursive_ones_reach_submounts(test: &Test) -> Result<()> {
     );
     unmount(&below, UnmountFlags::DETACH)?;
     outcome
+}
+
+/// An image cannot have the mounts that protect the container go elsewhere.
+fn kernel_file_systems_behind_links(test: &Test) -> Result<()> {
+    for kind in ["proc", "sysfs"] {
+        let mut bundle = test.idle_bundle()?;
+        symlink("etc", bundle.rootfs().join("link"))?;
+        bundle.mount("/link", kind, kind, &[]);
+        check(
+            test,
+            test.runtime.create(&bundle)?.output()?,
+            &[kind, "must be mounted on ordinary directory"],
+        )?;
+    }
+    Ok(())
 }
 
 fn links_are_not_followed(test: &Test) -> Result<()> {
