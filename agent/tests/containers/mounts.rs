@@ -182,6 +182,43 @@ fn a_tmpfs_can_start_with_what_it_covers() {
 }
 
 #[test]
+fn a_read_only_dev_is_complete() {
+    let agent = Agent::start();
+    let script = format!(
+        "{}; {}; stat -c %t:%T /dev/null; readlink /dev/fd; test -d /dev/pts && echo pts; \
+         test -d /ro/below && echo below; touch /dev/x; touch /ro/x; touch /ro/below/x && echo fine",
+        options_of("/dev"),
+        options_of("/ro")
+    );
+    let mut wanted = container("c", shell(&script));
+    for mount in &mut wanted.mounts {
+        if mount.destination == "/dev" {
+            mount.flags |= libc::MS_RDONLY;
+        }
+    }
+    assert!(
+        wanted
+            .mounts
+            .iter()
+            .any(|mount| mount.destination == "/dev/pts")
+    );
+    let read_only = libc::MS_RDONLY | libc::MS_NOEXEC;
+    wanted
+        .mounts
+        .push(filesystem("tmpfs", "/ro", read_only, ""));
+    wanted.mounts.push(filesystem("tmpfs", "/ro/below", 0, ""));
+    let finished = agent.run(&wanted);
+    let lines: Vec<&str> = finished.output.lines().collect();
+    assert!(lines[0].starts_with("ro,"), "{finished:?}");
+    assert!(lines[1].starts_with("ro,noexec"), "{finished:?}");
+    assert_eq!(lines[2..], ["1:3", "/proc/self/fd", "pts", "below", "fine"]);
+    for path in ["/dev/x", "/ro/x"] {
+        let refused = format!("{path}: Read-only file system");
+        assert!(finished.errors.contains(&refused), "{finished:?}");
+    }
+}
+
+#[test]
 fn the_root_can_be_read_only() {
     let agent = Agent::start();
     let mut wanted = container("c", shell("touch /x; touch /dev/x && echo fine"));
