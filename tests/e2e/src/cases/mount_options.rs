@@ -62,6 +62,8 @@ const CASES: &[Case] = &[
         .right("runc and lazaret: a relative destination is relative to `/`"),
     case!(propagation_of_the_root).only(NO_CRUN, "crun knows other words"),
     case!(root_behind_a_link).only(NO_CRUN, "crun follows it"),
+    case!(kernel_file_systems_behind_links).only(NO_CRUN, "crun words it otherwise"),
+    case!(read_only_dev).only(NO_CRUN, "crun fails at a mount point below it"),
     case!(sockets_and_pipes_are_warned_of).only(LAZARET, "they work without a VM"),
 ];
 
@@ -106,6 +108,40 @@ fn recursive_ones_reach_submounts(test: &Test) -> Result<()> {
     );
     unmount(&below, UnmountFlags::DETACH)?;
     outcome
+}
+
+/// An image cannot have the mounts that protect the container go elsewhere.
+fn kernel_file_systems_behind_links(test: &Test) -> Result<()> {
+    for kind in ["proc", "sysfs"] {
+        let mut bundle = test.idle_bundle()?;
+        symlink("etc", bundle.rootfs().join("link"))?;
+        bundle.mount("/link", kind, kind, &[]);
+        check(
+            test,
+            test.runtime.create(&bundle)?.output()?,
+            &[kind, "must be mounted on ordinary directory"],
+        )?;
+    }
+    Ok(())
+}
+
+/// A read-only `/dev` has its devices and mount points all the same.
+fn read_only_dev(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    let mounts = bundle.config["mounts"].as_array_mut();
+    let dev = mounts.and_then(|all| all.iter_mut().find(|mount| mount["destination"] == "/dev"));
+    let options = dev.and_then(|mount| mount["options"].as_array_mut());
+    options.context("no /dev")?.push(json!("ro"));
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("write /dev/new x", json!(EROFS)),
+            ("write /dev/shm/new x", json!("done")),
+            ("write /dev/null x", json!("done")),
+            ("link /dev/fd", json!("/proc/self/fd")),
+        ],
+    )
 }
 
 fn links_are_not_followed(test: &Test) -> Result<()> {
