@@ -405,6 +405,10 @@ fn propagation_of_the_root(test: &Test) -> Result<()> {
         ("unbindable", Some("unbindable")),
         ("runbindable", Some("unbindable")),
     ] {
+        if test.runtime.kind == Kind::Runc && word == "runbindable" {
+            // It makes the host's root unbindable before it binds the container's.
+            continue;
+        }
         let mut bundle = commands(test, &["read /proc/self/mountinfo"])?;
         bundle.set("/linux/rootfsPropagation", json!(word));
         let said = test.runtime.run(&bundle)?.succeed()?.json()?;

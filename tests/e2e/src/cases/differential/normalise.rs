@@ -17,8 +17,14 @@ pub(super) fn normalise(report: &mut Value) {
     if let Some(paths) = report["paths"].as_object_mut() {
         kernel_directories(paths);
     }
+    if let Some(root) = report["mounts"].get_mut("/") {
+        // runc gives the propagation to the host's root before it leaves it.
+        root["propagation"] = Value::Null;
+    }
     ignored_signals(&mut report["status"]["SigIgn"]);
-    cgroup(&mut report["files"]["/proc/self/cgroup"]);
+    if report["files"]["/proc/self/cgroup"] != "0::/\n" {
+        cgroups_of_the_machine(report);
+    }
 }
 
 /// Either runtime carries a standard stream in its own way: as it is, or through a pipe.
@@ -93,9 +99,15 @@ fn ignored_signals(mask: &mut Value) {
     }
 }
 
-/// The path of a cgroup that is not the root of its namespace is the host's, or the guest's.
-fn cgroup(path: &mut Value) {
-    if path != "0::/\n" {
-        *path = json!("not a root");
+/// Without a cgroup namespace of its own, a container of runc's sees the cgroups of the machine, and
+/// one of lazaret's its own: those of the guest are not its business.
+fn cgroups_of_the_machine(report: &mut Value) {
+    const MOUNT: &str = "/sys/fs/cgroup";
+    if let Some(files) = report["files"].as_object_mut() {
+        files.retain(|path, _| !path.starts_with(MOUNT) && path != "/proc/self/cgroup");
+    }
+    if let Some(mount) = report["mounts"].get_mut(MOUNT) {
+        mount["root"] = Value::Null;
+        mount["source"] = Value::Null;
     }
 }
