@@ -6,6 +6,7 @@
 //! attached nowhere, and is then moved to a descriptor of its destination: no path is looked up
 //! twice.
 
+mod below;
 mod copy_up;
 mod root;
 
@@ -288,6 +289,7 @@ fn attach(rootfs: &Rootfs, wanted: &Mount, tree: &OwnedFd) -> Result<(), MountEr
         let errno = if other { Errno::NOTDIR } else { errno };
         MountError::step("attach the tree")(errno)
     })?;
+    below::set_flags(tree.as_fd(), &wanted.below)?;
     set_attributes(tree.as_fd(), wanted)
 }
 

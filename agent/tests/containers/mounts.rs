@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use lazaret_protocol::container::{DeviceKind, DeviceNode, MountSource};
+use lazaret_protocol::container::{DeviceKind, DeviceNode, MountSource, Submount};
 
 use crate::harness::{Agent, container, filesystem, mount, shell};
 
@@ -99,6 +99,74 @@ fn recursive_attributes_reach_below() {
     wanted.readonly_paths.clear();
     let finished = agent.run(&wanted);
     assert!(finished.errors.contains("/p/self/comm"), "{finished:?}");
+}
+
+#[test]
+fn mounts_below_a_bind_have_flags_of_their_own() {
+    let agent = Agent::start();
+    let source = agent.share().join("c/mounts/0");
+    for name in ["mount", "directory", "plain"] {
+        fs::create_dir_all(source.join(name)).unwrap();
+    }
+    fs::write(source.join("file"), "").unwrap();
+    agent.mount_tmpfs(&source.join("mount"));
+    let script = format!(
+        "for f in /data /data/plain /data/mount /data/directory; do \
+         touch $f/x 2> /dev/null && echo $f; done; echo x > /data/file && echo file; {}; {}; {}",
+        options_of("/data"),
+        options_of("/data/mount"),
+        options_of("/data/directory")
+    );
+    let mut wanted = container("c", shell(&script));
+    let flags =
+        libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODIRATIME;
+    let mut bound = mount(shared("c/mounts/0"), "/data", flags, "");
+    let below = [
+        ("directory", libc::MS_NOATIME),
+        ("file", 0),
+        ("gone", 0),
+        ("mount", libc::MS_NOEXEC),
+    ];
+    bound.below = below
+        .map(|(path, flags)| Submount {
+            path: path.to_owned(),
+            flags,
+        })
+        .to_vec();
+    wanted.mounts.push(bound);
+    let finished = agent.run(&wanted);
+    let lines: Vec<&str> = finished.output.lines().collect();
+    assert_eq!(
+        lines[..3],
+        ["/data/mount", "/data/directory", "file"],
+        "{finished:?}"
+    );
+    let words = [
+        "ro",
+        "rw",
+        "nosuid",
+        "noexec",
+        "noatime",
+        "nodiratime",
+        "relatime",
+    ];
+    let shown: Vec<Vec<&str>> = lines[3..]
+        .iter()
+        .map(|line| {
+            line.split(',')
+                .filter(|word| words.contains(word))
+                .collect()
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            vec!["ro", "nosuid", "nodiratime", "relatime"],
+            vec!["rw", "noexec", "relatime"],
+            vec!["rw", "noatime"],
+        ],
+        "{finished:?}"
+    );
 }
 
 #[test]
