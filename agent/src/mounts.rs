@@ -6,6 +6,7 @@
 //! attached nowhere, and is then moved to a descriptor of its destination: no path is looked up
 //! twice.
 
+mod below;
 mod copy_up;
 mod root;
 
@@ -25,7 +26,9 @@ use crate::errno::Os;
 use crate::rootfs::{Missing, PathError, Rootfs};
 use crate::sys::{MountAttr, mount_setattr};
 
-pub use root::{attach_root, become_root, mask, mount_namespace_private, protect, set_propagation};
+pub use root::{
+    attach_root, become_root, mask, mount_namespace_private, protect, seal, set_propagation,
+};
 
 /// `MOUNT_ATTR_*` by the `MS_*` flag that means the same (`mount_setattr(2)`).
 const ATTRIBUTES: [(u64, u64); 7] = [
@@ -97,6 +100,10 @@ pub enum MountError {
         #[source]
         source: Os,
     },
+    /// Something else than a directory where one of the kernel's own file systems belongs; the
+    /// wording is runc's.
+    #[error("filesystem {0:?} must be mounted on ordinary directory")]
+    NotOrdinary(String),
     /// A step of making the mount.
     #[error("{step}")]
     Step {
@@ -141,6 +148,7 @@ pub struct Context<'a> {
 }
 
 /// Makes one mount of the container. `tree` is the clone of its source if the agent has made it.
+/// Returns the mount if it has to be made read-only by [`seal`] once everything below it is there.
 ///
 /// # Errors
 /// [`MountError::Mount`], naming destination and flags.
@@ -149,9 +157,9 @@ pub fn make(
     context: Context<'_>,
     wanted: &Mount,
     tree: Option<OwnedFd>,
-) -> Result<(), MountError> {
+) -> Result<Option<OwnedFd>, MountError> {
     let made = match tree {
-        Some(tree) => attach(rootfs, wanted, &tree),
+        Some(tree) => attach(rootfs, wanted, &tree).map(|()| None),
         None => make_from_description(rootfs, context, wanted),
     };
     made.map_err(|error| MountError::Mount {
@@ -166,12 +174,12 @@ fn make_from_description(
     rootfs: &Rootfs,
     context: Context<'_>,
     wanted: &Mount,
-) -> Result<(), MountError> {
+) -> Result<Option<OwnedFd>, MountError> {
     let MountSource::Filesystem { fs_type, source } = &wanted.source else {
-        return match clone_source(context.share, wanted)? {
-            Some(tree) => attach(rootfs, wanted, &tree),
-            None => Ok(()),
-        };
+        if let Some(tree) = clone_source(context.share, wanted)? {
+            attach(rootfs, wanted, &tree)?;
+        }
+        return Ok(None);
     };
     match (cgroup_type(fs_type), context.cgroup) {
         (false, _) => make_filesystem(rootfs, wanted, fs_type, source),
@@ -181,7 +189,7 @@ fn make_from_description(
                 path: directory.display().to_string(),
                 source: Os(errno),
             })?;
-            attach(rootfs, wanted, &tree)
+            attach(rootfs, wanted, &tree).map(|()| None)
         }
     }
 }
@@ -281,6 +289,7 @@ fn attach(rootfs: &Rootfs, wanted: &Mount, tree: &OwnedFd) -> Result<(), MountEr
         let errno = if other { Errno::NOTDIR } else { errno };
         MountError::step("attach the tree")(errno)
     })?;
+    below::set_flags(tree.as_fd(), &wanted.below)?;
     set_attributes(tree.as_fd(), wanted)
 }
 
@@ -306,25 +315,27 @@ pub fn bind_over(
         })
 }
 
-/// Mounts a new instance of a file system.
+/// Mounts a new instance of a file system. A tmpfs, and whatever is at `/dev`, is writable until
+/// mount points and devices are made in it, as runc has it.
 fn make_filesystem(
     rootfs: &Rootfs,
     wanted: &Mount,
     fs_type: &str,
     source: &str,
-) -> Result<(), MountError> {
+) -> Result<Option<OwnedFd>, MountError> {
     let mut data = wanted.data.clone();
     if fs_type == "tmpfs" && !data.split(',').any(|word| word.starts_with("mode=")) {
         inherit_mode(rootfs, &wanted.destination, &mut data)?;
     }
     let data = CString::new(data).map_err(|_| MountError::Nul)?;
     let data = (!data.is_empty()).then_some(data.as_c_str());
-    let destination = rootfs.open_or_create(&wanted.destination, Missing::Directory)?;
+    let destination = mount_point(rootfs, wanted, fs_type)?;
     fchdir(&destination).map_err(MountError::step("enter the mount point"))?;
     let flags = wanted.flags & !(libc::MS_BIND | libc::MS_REC);
     if flags & libc::MS_REMOUNT != 0 {
         let flags = to_mount_flags(flags & !libc::MS_REMOUNT);
         return mount_remount(".", flags, data.unwrap_or_default())
+            .map(|()| None)
             .map_err(MountError::step("remount"));
     }
     let copy_up = wanted.copy_up && fs_type == "tmpfs";
@@ -339,8 +350,9 @@ fn make_filesystem(
         })
         .transpose()
         .map_err(MountError::step("open the mount point"))?;
-    // What is copied must be written first.
-    let first = if copy_up {
+    let is_dev = wanted.destination.trim_end_matches('/') == "/dev";
+    let sealed = flags & libc::MS_RDONLY != 0 && (fs_type == "tmpfs" || is_dev);
+    let first = if sealed {
         flags & !libc::MS_RDONLY
     } else {
         flags
@@ -348,23 +360,31 @@ fn make_filesystem(
     mount(source, ".", fs_type, to_mount_flags(first), data).map_err(MountError::step("mount"))?;
     let changed =
         wanted.recursive_set != 0 || wanted.recursive_clear != 0 || !wanted.propagation.is_empty();
-    if covered.is_none() && !changed {
-        return Ok(());
+    if covered.is_none() && !changed && !sealed {
+        return Ok(None);
     }
     // The descriptor of the destination lies below the new mount; look it up again.
     let top = rootfs.open(&wanted.destination, OFlags::PATH)?;
     if let Some(covered) = covered {
         copy_up::copy(covered.as_fd(), top.as_fd())?;
-        if flags & libc::MS_RDONLY != 0 {
-            let attributes = MountAttr {
-                set: libc::MOUNT_ATTR_RDONLY,
-                ..MountAttr::default()
-            };
-            mount_setattr(top.as_fd(), false, attributes)
-                .map_err(MountError::step("make it read-only"))?;
-        }
     }
-    set_attributes(top.as_fd(), wanted)
+    set_attributes(top.as_fd(), wanted)?;
+    Ok(sealed.then_some(top))
+}
+
+/// Where a file system is mounted. For proc and sysfs, on whose place the container's safety
+/// depends, an image must not have put a symbolic link there.
+fn mount_point(rootfs: &Rootfs, wanted: &Mount, fs_type: &str) -> Result<OwnedFd, MountError> {
+    let path = wanted.destination.as_str();
+    if matches!(fs_type, "proc" | "sysfs")
+        && let Some(found) = rootfs.find_itself(path)?
+    {
+        return match is_directory(found.as_fd()) {
+            true => Ok(found),
+            false => Err(MountError::NotOrdinary(fs_type.to_owned())),
+        };
+    }
+    Ok(rootfs.open_or_create(path, Missing::Directory)?)
 }
 
 /// Has a tmpfs whose options say no mode take that of the directory it is going to cover, as runc

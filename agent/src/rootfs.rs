@@ -64,7 +64,24 @@ impl Rootfs {
     /// # Errors
     /// Any other failure of `openat2(2)`.
     pub fn find(&self, path: &str) -> Result<Option<OwnedFd>, PathError> {
-        match self.open_in_root(path, OFlags::PATH) {
+        self.find_with(path, OFlags::PATH)
+    }
+
+    /// As [`Rootfs::find`], but what is found is a symbolic link if `path` ends in the name of one,
+    /// whatever slashes and dots follow the name.
+    ///
+    /// # Errors
+    /// Any other failure of `openat2(2)`.
+    pub fn find_itself(&self, path: &str) -> Result<Option<OwnedFd>, PathError> {
+        let mut name = path;
+        while let Some(rest) = name.strip_suffix('/').or_else(|| name.strip_suffix("/.")) {
+            name = rest;
+        }
+        self.find_with(name, OFlags::PATH | OFlags::NOFOLLOW)
+    }
+
+    fn find_with(&self, path: &str, flags: OFlags) -> Result<Option<OwnedFd>, PathError> {
+        match self.open_in_root(path, flags) {
             Ok(fd) => Ok(Some(fd)),
             Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
             Err(errno) => Err(failed(path, errno)),

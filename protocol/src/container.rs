@@ -157,6 +157,18 @@ pub struct Mount {
     pub data: String,
     /// Whether a tmpfs starts with a copy of what it covers (`tmpcopyup`).
     pub copy_up: bool,
+    /// Mounts below a recursive bind whose flags are not those of the mount they are on, parents
+    /// first.
+    pub below: Vec<Submount>,
+}
+
+/// A mount below the source of a bind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Submount {
+    /// Where, relative to the bind's destination.
+    pub path: String,
+    /// Its `MS_*` flags; those of a bind that it lacks it must not have.
+    pub flags: u64,
 }
 
 /// Where a mount comes from.

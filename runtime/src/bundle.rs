@@ -1,5 +1,5 @@
-//! A bundle: the directory with `config.json`, or another file that the caller names. Reads and parses it; what the fields mean is the
-//! plan's business.
+//! A bundle: the directory with `config.json`, or another file that the caller names. Reads and
+//! parses it; what the fields mean is the plan's business.
 
 use std::path::{Path, PathBuf};
 
@@ -72,7 +72,8 @@ pub(crate) enum BundleError {
 }
 
 impl Bundle {
-    /// Reads the specification of the bundle at `path` from `file`, which is looked for in there.
+    /// Reads the specification of the bundle at `path`: its `config.json`, or another `file`, which
+    /// is then looked for from the working directory, as by crun.
     ///
     /// # Errors
     /// [`BundleError`].
@@ -83,7 +84,11 @@ impl Bundle {
                 path: path.to_owned(),
                 source,
             })?;
-        let file = path.join(file);
+        let file = if file == Path::new(CONFIG) {
+            path.join(file)
+        } else {
+            std::path::absolute(file).unwrap_or_else(|_| file.to_owned())
+        };
         let (spec, warnings) = read_json(&file, "/process")?;
         Ok(Self {
             path,

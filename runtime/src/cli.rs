@@ -179,7 +179,7 @@ pub(crate) struct Create {
     /// Path of the bundle
     #[arg(long, short, value_name = "DIR", default_value = ".")]
     pub(crate) bundle: PathBuf,
-    /// The specification's file in the bundle, as crun has it
+    /// The specification's file, instead of the bundle's, as crun has it
     #[arg(long, short = 'f', value_name = "FILE", hide = true, default_value = bundle::CONFIG)]
     pub(crate) config: PathBuf,
     /// Unix socket that receives the master end of the console's pseudoterminal

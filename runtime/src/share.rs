@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lazaret_protocol::container::CreateContainer;
+use lazaret_protocol::container::{CreateContainer, Mount, MountSource};
 use nix::sched::CloneFlags;
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags},
@@ -22,6 +22,7 @@ use crate::{
     user_namespace,
 };
 
+mod flags;
 mod view;
 
 /// Mount point of the share in the state directory.
@@ -134,19 +135,28 @@ impl Share {
         &self.top
     }
 
-    /// Attaches everything container `id` shares. The first one, the root file system, stays
-    /// writable until [`Share::seal`]: the agent has to make mount points in it.
+    /// Attaches everything a container shares. The first one, the root file system, stays
+    /// writable until [`Share::seal`]: the agent has to make mount points in it. The container's
+    /// binds learn the flags that the mounts of their sources have.
     ///
     /// # Errors
     /// [`ShareError`].
-    pub(crate) fn attach(&mut self, id: &str, shares: &[plan::Share]) -> Result<(), ShareError> {
+    pub(crate) fn attach(
+        &mut self,
+        container: &mut CreateContainer,
+        shares: &[plan::Share],
+    ) -> Result<(), ShareError> {
+        let id = container.id.as_str();
         self.make_directory(id)?;
         if shares.len() > 1 {
             self.make_directory(&format!("{id}/mounts"))?;
         }
+        let mut table = flags::MountTable::default();
         for (index, share) in shares.iter().enumerate() {
             let is_root = index == 0;
-            let clone = self.attach_one(share, is_root)?;
+            let bind = (container.mounts.iter_mut())
+                .find(|mount| mount.source == MountSource::Share(share.share_path.clone()));
+            let clone = self.attach_one(share, is_root, bind, &mut table)?;
             if is_root && share.readonly {
                 self.sealed_later = Some(clone);
             }
@@ -201,7 +211,13 @@ impl Share {
         let _ = rustix::mount::unmount(&self.mount_point, UnmountFlags::DETACH);
     }
 
-    fn attach_one(&self, share: &plan::Share, is_root: bool) -> Result<OwnedFd, ShareError> {
+    fn attach_one(
+        &self,
+        share: &plan::Share,
+        is_root: bool,
+        bind: Option<&mut Mount>,
+        table: &mut flags::MountTable,
+    ) -> Result<OwnedFd, ShareError> {
         if let Some(options) = &share.overlay {
             return self.mount_overlay(share, options);
         }
@@ -218,9 +234,13 @@ impl Share {
                 source,
             })?;
         }
-        restrict(share, &clone, is_root).map_err(failed)?;
         let stat = rustix::fs::fstat(&clone).map_err(|e| failed(e.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
+        if let Some(bind) = bind {
+            // Before they become what the host wants them to be.
+            flags::hand_on(share, &clone, kind, bind, table).map_err(failed)?;
+        }
+        restrict(share, &clone, is_root).map_err(failed)?;
         match kind {
             FileType::Directory => self.make_directory(&share.share_path)?,
             _ if is_root => return Err(failed(io::ErrorKind::NotADirectory.into())),

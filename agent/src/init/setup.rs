@@ -64,13 +64,15 @@ pub(super) fn build(
         cgroup: (!own(NamespaceKind::Cgroup)).then_some(Path::new(&cgroup)),
     };
     let mut trees = trees.into_iter();
+    let mut sealed = Vec::new();
     for mount in &container.mounts {
         let tree = trees.next().flatten().map(take);
-        mounts::make(&rootfs, context, mount, tree)?;
+        sealed.extend(mounts::make(&rootfs, context, mount, tree)?);
     }
     let user_namespace = own(NamespaceKind::User);
     devices::create(&rootfs, &container, user_namespace)?;
     let terminal = furnish(&rootfs, &container)?;
+    mounts::seal(&sealed)?;
     mounts::become_root(&rootfs, container.root.readonly)?;
     mounts::set_propagation(container.root.propagation)?;
     Ok((container.process, terminal))

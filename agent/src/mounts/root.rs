@@ -62,6 +62,18 @@ pub fn protect(rootfs: &Rootfs, path: &str) -> Result<(), MountError> {
     bind().map_err(|errno| on_path("make read-only", path, errno))
 }
 
+/// Makes the mounts read-only that [`super::make`] has left for the end.
+///
+/// # Errors
+/// The kernel's.
+pub fn seal(mounts: &[OwnedFd]) -> Result<(), MountError> {
+    for mount in mounts {
+        mount_setattr(mount.as_fd(), false, read_only())
+            .map_err(MountError::step("make a mount read-only"))?;
+    }
+    Ok(())
+}
+
 /// Hides `paths` of the container: files behind `/dev/null`, directories behind one empty
 /// read-only tmpfs. Missing paths are fine.
 ///

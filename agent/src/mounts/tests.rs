@@ -47,6 +47,7 @@ fn only_kernel_paths_of_the_guest_are_bound() {
         propagation: Vec::new(),
         data: String::new(),
         copy_up: false,
+        below: Vec::new(),
     };
     let share = std::path::Path::new("/nowhere");
     for path in [

@@ -112,6 +112,17 @@ impl Agent {
         }
     }
 
+    /// Mounts a tmpfs at a directory of the share, where the agent sees it.
+    pub(crate) fn mount_tmpfs(&self, path: &Path) {
+        let status = Command::new("nsenter")
+            .args(["--mount", "--target", &self.process.id().to_string()])
+            .args(["mount", "-t", "tmpfs", "none"])
+            .arg(path)
+            .status()
+            .unwrap();
+        assert!(status.success());
+    }
+
     pub(crate) fn share(&self) -> PathBuf {
         self.directory.path().join("share")
     }
@@ -455,6 +466,7 @@ pub(crate) fn mount(source: MountSource, destination: &str, flags: u64, data: &s
         propagation: Vec::new(),
         data: data.to_owned(),
         copy_up: false,
+        below: Vec::new(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use lazaret_protocol::container::{DeviceKind, DeviceNode, MountSource};
+use lazaret_protocol::container::{DeviceKind, DeviceNode, MountSource, Submount};
 
 use crate::harness::{Agent, container, filesystem, mount, shell};
 
@@ -102,6 +102,74 @@ fn recursive_attributes_reach_below() {
 }
 
 #[test]
+fn mounts_below_a_bind_have_flags_of_their_own() {
+    let agent = Agent::start();
+    let source = agent.share().join("c/mounts/0");
+    for name in ["mount", "directory", "plain"] {
+        fs::create_dir_all(source.join(name)).unwrap();
+    }
+    fs::write(source.join("file"), "").unwrap();
+    agent.mount_tmpfs(&source.join("mount"));
+    let script = format!(
+        "for f in /data /data/plain /data/mount /data/directory; do \
+         touch $f/x 2> /dev/null && echo $f; done; echo x > /data/file && echo file; {}; {}; {}",
+        options_of("/data"),
+        options_of("/data/mount"),
+        options_of("/data/directory")
+    );
+    let mut wanted = container("c", shell(&script));
+    let flags =
+        libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY | libc::MS_NOSUID | libc::MS_NODIRATIME;
+    let mut bound = mount(shared("c/mounts/0"), "/data", flags, "");
+    let below = [
+        ("directory", libc::MS_NOATIME),
+        ("file", 0),
+        ("gone", 0),
+        ("mount", libc::MS_NOEXEC),
+    ];
+    bound.below = below
+        .map(|(path, flags)| Submount {
+            path: path.to_owned(),
+            flags,
+        })
+        .to_vec();
+    wanted.mounts.push(bound);
+    let finished = agent.run(&wanted);
+    let lines: Vec<&str> = finished.output.lines().collect();
+    assert_eq!(
+        lines[..3],
+        ["/data/mount", "/data/directory", "file"],
+        "{finished:?}"
+    );
+    let words = [
+        "ro",
+        "rw",
+        "nosuid",
+        "noexec",
+        "noatime",
+        "nodiratime",
+        "relatime",
+    ];
+    let shown: Vec<Vec<&str>> = lines[3..]
+        .iter()
+        .map(|line| {
+            line.split(',')
+                .filter(|word| words.contains(word))
+                .collect()
+        })
+        .collect();
+    assert_eq!(
+        shown,
+        [
+            vec!["ro", "nosuid", "nodiratime", "relatime"],
+            vec!["rw", "noexec", "relatime"],
+            vec!["rw", "noatime"],
+        ],
+        "{finished:?}"
+    );
+}
+
+#[test]
 fn destinations_stay_in_the_root() {
     let agent = Agent::start();
     let rootfs = agent.rootfs("c");
@@ -128,6 +196,38 @@ fn destinations_stay_in_the_root() {
 }
 
 #[test]
+fn proc_and_sysfs_are_not_mounted_behind_links() {
+    let agent = Agent::start();
+    let rootfs = agent.rootfs("c");
+    fs::create_dir(rootfs.join("elsewhere")).unwrap();
+    symlink("elsewhere", rootfs.join("link")).unwrap();
+    symlink("missing", rootfs.join("dangling")).unwrap();
+    fs::write(rootfs.join("file"), "").unwrap();
+    for fs_type in ["proc", "sysfs"] {
+        for destination in ["/link", "/link/", "/link/.//", "/dangling", "/file"] {
+            let mut wanted = container("c", shell("exit"));
+            wanted.mounts.push(filesystem(fs_type, destination, 0, ""));
+            let failure = agent.create(&wanted).unwrap_err();
+            assert_eq!(
+                failure.message,
+                format!(
+                    "mount {fs_type} on {destination} (no options): filesystem \"{fs_type}\" must \
+                     be mounted on ordinary directory"
+                )
+            );
+        }
+    }
+    assert!(!rootfs.join("missing").exists());
+    // A link on the way is another matter.
+    let mut wanted = container(
+        "c",
+        shell("test -e /elsewhere/below/self/status && echo seen"),
+    );
+    wanted.mounts.push(filesystem("proc", "/link/below", 0, ""));
+    assert_eq!(agent.run(&wanted).output(), "seen");
+}
+
+#[test]
 fn a_tmpfs_can_start_with_what_it_covers() {
     let agent = Agent::start();
     let rootfs = agent.rootfs("c");
@@ -147,6 +247,43 @@ fn a_tmpfs_can_start_with_what_it_covers() {
     let mut lines = finished.output.lines();
     assert_eq!(lines.next(), Some("content 7:8:644"));
     assert!(lines.next().unwrap().starts_with("ro,"));
+}
+
+#[test]
+fn a_read_only_dev_is_complete() {
+    let agent = Agent::start();
+    let script = format!(
+        "{}; {}; stat -c %t:%T /dev/null; readlink /dev/fd; test -d /dev/pts && echo pts; \
+         test -d /ro/below && echo below; touch /dev/x; touch /ro/x; touch /ro/below/x && echo fine",
+        options_of("/dev"),
+        options_of("/ro")
+    );
+    let mut wanted = container("c", shell(&script));
+    for mount in &mut wanted.mounts {
+        if mount.destination == "/dev" {
+            mount.flags |= libc::MS_RDONLY;
+        }
+    }
+    assert!(
+        wanted
+            .mounts
+            .iter()
+            .any(|mount| mount.destination == "/dev/pts")
+    );
+    let read_only = libc::MS_RDONLY | libc::MS_NOEXEC;
+    wanted
+        .mounts
+        .push(filesystem("tmpfs", "/ro", read_only, ""));
+    wanted.mounts.push(filesystem("tmpfs", "/ro/below", 0, ""));
+    let finished = agent.run(&wanted);
+    let lines: Vec<&str> = finished.output.lines().collect();
+    assert!(lines[0].starts_with("ro,"), "{finished:?}");
+    assert!(lines[1].starts_with("ro,noexec"), "{finished:?}");
+    assert_eq!(lines[2..], ["1:3", "/proc/self/fd", "pts", "below", "fine"]);
+    for path in ["/dev/x", "/ro/x"] {
+        let refused = format!("{path}: Read-only file system");
+        assert!(finished.errors.contains(&refused), "{finished:?}");
+    }
 }
 
 #[test]

@@ -57,17 +57,18 @@ fn is_shared(path: &Path) -> bool {
 }
 
 fn end_processes(path: &Path) -> Result<(), CgroupError> {
-    if make::processes(path)?.is_empty() {
-        return Ok(());
-    }
+    // A process that is about to end is no longer listed, and still counts.
     match write_file(&path.join("cgroup.kill"), "1") {
         Ok(()) => wait_until_empty(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => kill_each(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            kill_each(path)?;
+            wait_until_empty(path)
+        }
         Err(error) => Err(io_error("kill the processes of cgroup", path)(error)),
     }
 }
 
-/// Waits until cgroup v2 says that no process is left.
+/// Waits until cgroup v2 says that no process is left; version 1 does not say.
 fn wait_until_empty(path: &Path) -> Result<(), CgroupError> {
     use std::io::{Read as _, Seek as _};
 

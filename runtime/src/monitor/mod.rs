@@ -282,8 +282,8 @@ fn create_container(
         // They may have taken longer than a guest may.
         since = Instant::now();
     }
-    let plan = &job.plan;
-    share.attach(&plan.container.id, &plan.host.shares)?;
+    let plan = &mut job.plan;
+    share.attach(&mut plan.container, &plan.host.shares)?;
     log::monitor_phase("files shared");
     let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;

@@ -44,6 +44,8 @@ pub(crate) use hooks::HostHooks;
 #[cfg(test)]
 pub(crate) use host_cgroup::IoThrottle;
 pub(crate) use host_cgroup::{HostCgroup, HostLimits, IoThrottleKind, Place};
+pub(crate) use mounts::KEPT_FLAGS;
+pub(crate) use options::MS_NOSYMFOLLOW;
 pub(crate) use process::{capabilities, capability, inherit, process};
 pub(crate) use update::limits;
 pub(crate) use vm::{FD_COUNT, FdIndex};
@@ -114,6 +116,8 @@ pub(crate) struct Share {
     pub(crate) readonly_recursive: bool,
     /// `MS_*` propagation of the clone.
     pub(crate) propagation: u64,
+    /// `MS_*` flags that a bind in the guest has if the mount of the source has them.
+    pub(crate) kept_flags: u64,
     /// How the ids of its files are shown, if otherwise than they are.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) id_map: Option<IdMap>,
@@ -327,6 +331,7 @@ fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share
         readonly,
         readonly_recursive: false,
         propagation: libc::MS_PRIVATE,
+        kept_flags: 0,
         id_map: None,
         overlay: None,
     };

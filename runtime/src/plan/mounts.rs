@@ -15,6 +15,16 @@ const KERNEL_TREES: [&str; 3] = ["/proc", "/sys", "/dev"];
 /// put what they share.
 const SHARED_MEMORY: &str = "/dev/shm";
 
+/// The flags a mount has whatever is mounted (`mount(2)`).
+pub(crate) const KEPT_FLAGS: u64 = libc::MS_RDONLY
+    | libc::MS_NOSUID
+    | libc::MS_NODEV
+    | libc::MS_NOEXEC
+    | libc::MS_NOATIME
+    | libc::MS_NODIRATIME
+    | libc::MS_STRICTATIME
+    | options::MS_NOSYMFOLLOW;
+
 /// Mounts as the agent makes them, and what the host shares for them.
 pub(super) struct Mounts {
     pub(super) mounts: Vec<Mount>,
@@ -68,6 +78,7 @@ pub(super) fn mounts(
             // A bind has no file system to tell anything.
             data: if is_bind { String::new() } else { options.data },
             copy_up: options.copy_up,
+            below: Vec::new(),
         });
     }
     Ok(result)
@@ -176,6 +187,7 @@ fn bind(
         readonly: options.flags & libc::MS_RDONLY != 0,
         readonly_recursive: options.recursive_set & libc::MOUNT_ATTR_RDONLY != 0,
         propagation: share_propagation(&options.propagation),
+        kept_flags: kept_flags(options),
         id_map,
         overlay: None,
     };
@@ -214,9 +226,21 @@ fn overlay(
         readonly: options.flags & libc::MS_RDONLY != 0,
         readonly_recursive: options.recursive_set & libc::MOUNT_ATTR_RDONLY != 0,
         propagation: libc::MS_PRIVATE,
+        kept_flags: 0,
         id_map: None,
         overlay: Some(options.data.clone()),
     })
+}
+
+/// Which flags of its source's mount a bind has, too: all that its options do not speak of. What
+/// the host cannot write to remains so.
+fn kept_flags(options: &options::Options) -> u64 {
+    let access_times = libc::MS_NOATIME | libc::MS_RELATIME | libc::MS_STRICTATIME;
+    let mut spoken_of = options.cleared;
+    if (options.flags | options.cleared) & access_times != 0 {
+        spoken_of |= access_times;
+    }
+    KEPT_FLAGS & !spoken_of | libc::MS_RDONLY
 }
 
 /// How the host's clone follows the host's later mounts: as asked, but never so that it spreads

@@ -5,6 +5,8 @@
 pub(super) struct Options {
     /// `MS_*` flags (`mount(2)`).
     pub(super) flags: u64,
+    /// `MS_*` flags that a word says the mount shall not have.
+    pub(super) cleared: u64,
     /// `MOUNT_ATTR_*` set recursively.
     pub(super) recursive_set: u64,
     /// `MOUNT_ATTR_*` cleared recursively.
@@ -75,8 +77,14 @@ pub(super) fn parse<'a>(words: impl IntoIterator<Item = &'a str>) -> Options {
 impl Options {
     fn apply(&mut self, effect: Effect) {
         match effect {
-            Effect::Set(flag) => self.flags |= flag,
-            Effect::Clear(flag) => self.flags &= !flag,
+            Effect::Set(flag) => {
+                self.flags |= flag;
+                self.cleared &= !flag;
+            }
+            Effect::Clear(flag) => {
+                self.flags &= !flag;
+                self.cleared |= flag;
+            }
             Effect::RecursiveSet(attribute) => {
                 self.recursive_clear &= !attribute;
                 self.clear_access_time(attribute);
@@ -105,7 +113,7 @@ impl Options {
 }
 
 /// `MS_NOSYMFOLLOW`, Linux 5.10 (`linux/mount.h`); libc has no name for it.
-const MS_NOSYMFOLLOW: u64 = 0x100;
+pub(crate) const MS_NOSYMFOLLOW: u64 = 0x100;
 
 /// Every word that is not left to the file system, with what it does, in the order of the
 /// alphabet; `lazaret features` lists them.
@@ -215,6 +223,11 @@ mod tests {
     fn later_words_win() {
         assert_eq!(parse(["ro", "rw"]).flags, 0);
         assert_eq!(parse(["rw", "ro"]).flags, libc::MS_RDONLY);
+        assert_eq!(
+            parse(["ro", "suid", "rw"]).cleared,
+            libc::MS_NOSUID | libc::MS_RDONLY
+        );
+        assert_eq!(parse(["suid", "nosuid"]).cleared, 0);
         let options = parse(["rro", "rrw"]);
         assert_eq!(options.recursive_set, 0);
         assert_eq!(options.recursive_clear, libc::MOUNT_ATTR_RDONLY);

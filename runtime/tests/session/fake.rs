@@ -27,7 +27,7 @@ use lazaret_protocol::{
         Answer, ExitStatus, Failure, FailureKind, ProcessEntry, ProcessList, ProcessRef,
         READY_PORT, Ready, Reply, Request, StdStream,
     },
-    container::{Process, Stdio},
+    container::{Mount, Process, Stdio},
     frame,
     vm::{ControlAnswer, ControlReply, ControlRequest, DeviceConfig, ExitReason, Launch, Launched},
 };
@@ -223,11 +223,14 @@ impl Agent {
             Request::CreateContainer(container) => {
                 let root = format!("{}/{}", self.share(), container.root.share_path);
                 assert!(std::fs::metadata(root).unwrap().is_dir());
+                let mut told = container.process;
+                told.env
+                    .push(format!("MOUNTS={}", describe(&container.mounts)));
                 let process = ProcessRef {
                     container: container.id,
                     exec: None,
                 };
-                self.make(process, container.process)
+                self.make(process, told)
             }
             Request::StartContainer { container } => self.start(&ProcessRef {
                 container,
@@ -369,6 +372,14 @@ impl Agent {
             .env_clear()
             .env("PATH", "/usr/bin:/bin")
             .env("SHARE", self.share())
+            .envs(
+                running
+                    .spec
+                    .env
+                    .iter()
+                    .filter_map(|text| text.split_once('='))
+                    .filter(|(name, _)| *name == "MOUNTS"),
+            )
             .stdin(stdin)
             .stdout(stdout)
             .stderr(stderr);
@@ -483,4 +494,20 @@ fn relay(stream: StdStream, end: OwnedFd, connection: UnixStream) {
             let _ = connection.shutdown(std::net::Shutdown::Both);
         }
     }
+}
+
+/// Which flags the agent is told to mount with: `destination=number` for each mount,
+/// `destination//path=number` for each one below.
+fn describe(mounts: &[Mount]) -> String {
+    let mut words = Vec::new();
+    for mount in mounts {
+        words.push(format!("{}={:#x}", mount.destination, mount.flags));
+        for below in &mount.below {
+            words.push(format!(
+                "{}//{}={:#x}",
+                mount.destination, below.path, below.flags
+            ));
+        }
+    }
+    words.join(" ")
 }

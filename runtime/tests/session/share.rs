@@ -71,6 +71,79 @@ fn mounts_below_a_source_come_with_rbind_only() {
     assert_eq!(seen, [b"".to_vec(), b"file\n".to_vec()]);
 }
 
+/// The flags of the host's mounts count in the guest, too; what the bind says itself is stronger,
+/// but for what the host does not let anybody write to.
+#[test]
+fn binds_keep_the_flags_of_their_sources() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+    let place = Place::new();
+    let data = place.path().join("data");
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC | MountFlags::NOATIME;
+    std::fs::create_dir(&data).unwrap();
+    mount("none", &data, "tmpfs", flags, None).unwrap();
+    std::fs::create_dir(data.join("below")).unwrap();
+    std::fs::create_dir(data.join("locked")).unwrap();
+    mount(
+        "none",
+        data.join("below"),
+        "tmpfs",
+        MountFlags::empty(),
+        None,
+    )
+    .unwrap();
+    mount(
+        "none",
+        data.join("locked"),
+        "tmpfs",
+        MountFlags::RDONLY,
+        None,
+    )
+    .unwrap();
+    let binds: [(&str, &[&str]); 5] = [
+        ("", &["bind"]),
+        ("", &["bind", "suid", "exec", "dev", "relatime"]),
+        ("locked", &["bind", "rw"]),
+        ("", &["rbind", "ro"]),
+        ("", &["rbind", "rro"]),
+    ];
+    let script = r#"
+        echo "$MOUNTS"
+        cd $SHARE/c/mounts
+        touch 3/x 2>/dev/null || echo top is read-only
+        touch 3/below/x && echo below is writable
+        touch 4/below/y 2>/dev/null || echo below is read-only
+    "#;
+    place.bundle(&["sh", "-c", script], |config| {
+        let mounts = binds.iter().enumerate().map(|(at, (path, options))| {
+            json!({"destination": format!("/{at}"), "type": "bind", "source": data.join(path),
+                "options": options})
+        });
+        config["mounts"] = mounts.collect();
+    });
+    let said = place.call(&["run", "c"]);
+    unmount(&data, UnmountFlags::DETACH).unwrap();
+    let (bind, all) = (libc::MS_BIND, libc::MS_BIND | libc::MS_REC);
+    let secure = libc::MS_NOSUID | libc::MS_NODEV | libc::MS_NOEXEC | libc::MS_NOATIME;
+    let expected = [
+        ("/0", bind | secure),
+        ("/1", bind | libc::MS_RELATIME),
+        ("/2", bind | libc::MS_RDONLY),
+        ("/3", all | secure | libc::MS_RDONLY),
+        ("/3//below", 0),
+        ("/3//locked", libc::MS_RDONLY),
+        ("/4", all | secure),
+        ("/4//below", 0),
+        ("/4//locked", libc::MS_RDONLY),
+    ]
+    .map(|(path, flags)| format!("{path}={flags:#x}"))
+    .join(" ");
+    assert_eq!(
+        String::from_utf8(said.stdout).unwrap(),
+        format!("{expected}\ntop is read-only\nbelow is writable\nbelow is read-only\n")
+    );
+}
+
 #[test]
 fn missing_sources_are_named() {
     let place = Place::new();

@@ -30,19 +30,25 @@ pub(crate) const TOPIC: Topic = Topic {
 };
 
 const CASES: &[Case] = &[
-    case!(path_is_absolute),
-    case!(path_is_relative),
+    case!(path_is_absolute).covers(&["config-linux#cgroups-path-2..3"]),
+    case!(path_is_relative).covers(&["config-linux#cgroups-path-3"]),
     case!(path_is_empty).only(
         &[Kind::Runc, Kind::Lazaret],
         "crun goes by another rule without a path",
     ),
-    case!(limits_are_the_hosts_too),
+    case!(limits_are_the_hosts_too).covers(&["runtime#create-5"]),
     case!(limits_have_room_for_the_machine).only(LAZARET, REASON),
-    case!(device_of_a_limit_is_missing),
+    case!(device_of_a_limit_is_missing).only(
+        &[Kind::Runc, Kind::Lazaret],
+        "crun names the value and not the file",
+    ),
     case!(everything_of_a_sandbox_is_inside).only(LAZARET, REASON),
     case!(sandbox_needs_too_much_memory).only(LAZARET, REASON),
     case!(processes_were_there_before).only(LAZARET, "runc's delete fails for them"),
-    case!(cgroup_is_frozen).only(LAZARET, "runc waits for the empty cgroup to freeze"),
+    case!(cgroup_is_frozen)
+        .only(LAZARET, "runc waits for the empty cgroup to freeze")
+        .covers(&["config-linux#control-groups-1"])
+        .right("lazaret: a container whose cgroup is frozen could not start"),
     case!(killed_and_deleted).only(LAZARET, REASON),
     case!(systemd_is_missing).only(
         &[Kind::Runc, Kind::Lazaret],

@@ -31,7 +31,9 @@ const CASES: &[Case] = &[
     case!(default_device_as_listed).only(NO_CRUN, "crun makes its own first"),
     case!(devices_outside_of_dev),
     case!(device_where_something_else_is)
-        .only(LAZARET, "the reference runtimes take it for the device"),
+        .only(LAZARET, "the reference runtimes take it for the device")
+        .covers(&["config-linux#devices-3"])
+        .right("lazaret: the specification demands an error"),
     case!(devices_in_a_user_namespace).only(
         LAZARET,
         "the reference runtimes bind the host's of that name",
@@ -185,13 +187,13 @@ fn links_in_dev(test: &Test) -> Result<()> {
 fn default_device_as_listed(test: &Test) -> Result<()> {
     let mut bundle = commands(test, &[])?;
     let listed = json!({ "path": "/dev/null", "type": "c", "major": 1, "minor": 3,
-                       "fileMode": 0o640, "uid": 5, "gid": 6 });
+                       "fileMode": 0o646, "uid": 5, "gid": 6 });
     bundle.set("/linux/devices", json!([listed]));
     perform_in(
         test,
         &mut bundle,
         &[
-            ("device /dev/null", json!("c 1:3 640 5:6")),
+            ("device /dev/null", json!("c 1:3 646 5:6")),
             ("device /dev/zero", json!("c 1:5 666 0:0")),
         ],
     )

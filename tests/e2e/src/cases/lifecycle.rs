@@ -73,7 +73,7 @@ fn another_specification(test: &Test) -> Result<()> {
     )?;
     create
         .global(&["--cgroup-manager", "cgroupfs"])
-        .option(&["--config", "other/spec.json"])
+        .option(&["--config", &folder.join("spec.json").to_string_lossy()])
         .succeed()?;
     test.runtime.start(&bundle.id).succeed()?;
     // What a command inherits from the container comes from that file too.

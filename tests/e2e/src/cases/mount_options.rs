@@ -38,6 +38,11 @@ const CASES: &[Case] = &[
         "config#linux-mount-options-42",
         "config#linux-mount-options-34",
     ]),
+    case!(read_only_ends_at_submounts),
+    case!(flags_of_the_source_are_kept),
+    case!(flags_of_submounts_are_their_own),
+    case!(flags_of_the_source_are_cleared)
+        .only(LAZARET, "the reference runtimes are too old for it"),
     case!(links_are_not_followed).only(LAZARET, "the reference runtimes are too old for it"),
     case!(overlay_of_host_directories),
     case!(overlay_is_wrong).only(LAZARET, "about the wording of lazaret's errors"),
@@ -62,6 +67,8 @@ const CASES: &[Case] = &[
         .right("runc and lazaret: a relative destination is relative to `/`"),
     case!(propagation_of_the_root).only(NO_CRUN, "crun knows other words"),
     case!(root_behind_a_link).only(NO_CRUN, "crun follows it"),
+    case!(kernel_file_systems_behind_links).only(NO_CRUN, "crun words it otherwise"),
+    case!(read_only_dev).only(NO_CRUN, "crun fails at a mount point below it"),
     case!(sockets_and_pipes_are_warned_of).only(LAZARET, "they work without a VM"),
 ];
 
@@ -106,6 +113,125 @@ fn recursive_ones_reach_submounts(test: &Test) -> Result<()> {
     );
     unmount(&below, UnmountFlags::DETACH)?;
     outcome
+}
+
+/// Runs a part of a case on a source with a mount on it and another below, of these flags; takes
+/// both away whatever came of it.
+fn on_mounts(
+    test: &Test,
+    flags: MountFlags,
+    flags_below: MountFlags,
+    part: impl FnOnce(&mut Bundle, &str) -> Result<()>,
+) -> Result<()> {
+    let source = test.directory.join("source");
+    for (path, flags) in [(source.clone(), flags), (source.join("below"), flags_below)] {
+        fs::create_dir(&path)?;
+        mount("tmpfs", &path, "tmpfs", flags, None)?;
+        fs::copy(&test.probe, path.join("program"))?;
+        mknodat(
+            CWD,
+            path.join("null"),
+            FileType::CharacterDevice,
+            Mode::from(0o666),
+            rustix::fs::makedev(1, 3),
+        )?;
+    }
+    let outcome = part(&mut commands(test, &[])?, &source.to_string_lossy());
+    unmount(source.join("below"), UnmountFlags::DETACH)?;
+    unmount(&source, UnmountFlags::DETACH)?;
+    outcome
+}
+
+/// `ro` is about the mount itself, `rro` about those below, too.
+fn read_only_ends_at_submounts(test: &Test) -> Result<()> {
+    let none = MountFlags::empty();
+    on_mounts(test, none, none, |bundle, source| {
+        bundle.mount("/data", "bind", source, &["rbind", "ro"]);
+        let commands = [
+            ("write /data/new x", json!(EROFS)),
+            ("write /data/below/new x", json!("done")),
+            ("read /data/below/new", json!("x")),
+        ];
+        perform_in(test, bundle, &commands)
+    })
+}
+
+/// What must not be run or opened on the host must not be so in the container.
+fn flags_of_the_source_are_kept(test: &Test) -> Result<()> {
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
+    on_mounts(test, flags, MountFlags::empty(), |bundle, source| {
+        bundle.mount("/data", "bind", source, &["bind"]);
+        bundle.mount("/deep", "bind", source, &["rbind"]);
+        let commands = [
+            ("run /data/program", json!(EACCES)),
+            ("read /data/null", json!(EACCES)),
+            ("run /deep/program", json!(EACCES)),
+            ("read /deep/null", json!(EACCES)),
+            ("run /deep/below/program", json!(99)),
+            ("read /deep/below/null", json!("")),
+        ];
+        perform_in(test, bundle, &commands)
+    })
+}
+
+fn flags_of_submounts_are_their_own(test: &Test) -> Result<()> {
+    let flags = MountFlags::NODEV | MountFlags::NOEXEC;
+    on_mounts(test, MountFlags::empty(), flags, |bundle, source| {
+        bundle.mount("/data", "bind", source, &["rbind"]);
+        let commands = [
+            ("run /data/program", json!(99)),
+            ("read /data/null", json!("")),
+            ("run /data/below/program", json!(EACCES)),
+            ("read /data/below/null", json!(EACCES)),
+        ];
+        perform_in(test, bundle, &commands)
+    })
+}
+
+fn flags_of_the_source_are_cleared(test: &Test) -> Result<()> {
+    let flags = MountFlags::NODEV | MountFlags::NOEXEC;
+    on_mounts(test, flags, MountFlags::empty(), |bundle, source| {
+        bundle.mount("/data", "bind", source, &["bind", "exec"]);
+        let commands = [
+            ("run /data/program", json!(99)),
+            ("read /data/null", json!(EACCES)),
+        ];
+        perform_in(test, bundle, &commands)
+    })
+}
+
+/// An image cannot have the mounts that protect the container go elsewhere.
+fn kernel_file_systems_behind_links(test: &Test) -> Result<()> {
+    for kind in ["proc", "sysfs"] {
+        let mut bundle = test.idle_bundle()?;
+        symlink("etc", bundle.rootfs().join("link"))?;
+        bundle.mount("/link", kind, kind, &[]);
+        check(
+            test,
+            test.runtime.create(&bundle)?.output()?,
+            &[kind, "must be mounted on ordinary directory"],
+        )?;
+    }
+    Ok(())
+}
+
+/// A read-only `/dev` has its devices and mount points all the same.
+fn read_only_dev(test: &Test) -> Result<()> {
+    let mut bundle = commands(test, &[])?;
+    let mounts = bundle.config["mounts"].as_array_mut();
+    let dev = mounts.and_then(|all| all.iter_mut().find(|mount| mount["destination"] == "/dev"));
+    let options = dev.and_then(|mount| mount["options"].as_array_mut());
+    options.context("no /dev")?.push(json!("ro"));
+    perform_in(
+        test,
+        &mut bundle,
+        &[
+            ("write /dev/new x", json!(EROFS)),
+            ("write /dev/shm/new x", json!("done")),
+            ("write /dev/null x", json!("done")),
+            ("link /dev/fd", json!("/proc/self/fd")),
+        ],
+    )
 }
 
 fn links_are_not_followed(test: &Test) -> Result<()> {
@@ -279,6 +405,10 @@ fn propagation_of_the_root(test: &Test) -> Result<()> {
         ("unbindable", Some("unbindable")),
         ("runbindable", Some("unbindable")),
     ] {
+        if test.runtime.kind == Kind::Runc && word == "runbindable" {
+            // It makes the host's root unbindable before it binds the container's.
+            continue;
+        }
         let mut bundle = commands(test, &["read /proc/self/mountinfo"])?;
         bundle.set("/linux/rootfsPropagation", json!(word));
         let said = test.runtime.run(&bundle)?.succeed()?.json()?;

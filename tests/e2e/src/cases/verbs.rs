@@ -29,12 +29,12 @@ const LIKE_RUNC: &[Kind] = &[Kind::Runc, Kind::Lazaret];
 const LAZARET: &[Kind] = &[Kind::Lazaret];
 
 const CASES: &[Case] = &[
-    case!(processes_as_a_table),
+    case!(processes_as_a_table).only(LIKE_RUNC, "crun lists bare pids"),
     case!(processes_as_json),
     case!(stopped_container_has_no_processes).only(LIKE_RUNC, "crun asks the cgroup that is gone"),
     case!(columns_of_processes).only(LIKE_RUNC, "crun's options of ps are others"),
     case!(features_are_told).only(LIKE_RUNC, "crun 1.8.1 has no features"),
-    case!(specification_for_a_user),
+    case!(specification_for_a_user).only(LIKE_RUNC, "crun's document is another"),
     case!(exec_in_a_sub_cgroup).only(LIKE_RUNC, "crun words its errors otherwise"),
     case!(exec_in_a_paused_container_waits).only(LIKE_RUNC, "crun has no --ignore-paused"),
     case!(process_descriptor).only(LAZARET, "runc has it from version 1.2 on"),

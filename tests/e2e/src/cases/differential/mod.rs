@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context as _, Result, ensure};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde_json::Value;
 
 use super::vm::LAZARET;
@@ -36,7 +37,7 @@ const PROBES: &[(&str, Probe)] = &[("see", report::see)];
 const DOCUMENTS: u32 = 25;
 
 /// Runs spent on taking edits away from a document that shows a difference.
-const SHRINK_RUNS: u32 = 0;
+const SHRINK_RUNS: u32 = 40;
 
 /// One part of the documents, so that several hosts can share them.
 macro_rules! part {
@@ -87,6 +88,13 @@ const CASES: &[Case] = &[
 ];
 
 fn compare_documents(test: &Test, part: u64) -> Result<()> {
+    // A runtime written in Go raises the soft limit, and its containers may get that one.
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    setrlimit(Resource::Nofile, raised)?;
     let reference = Runtime {
         kind: Kind::Runc,
         program: Kind::Runc.program()?,
@@ -127,6 +135,7 @@ fn compare(test: &Test, reference: &Runtime, document: &Document) -> Result<()> 
         }
         (Err(_), Err(_)) => Ok(()),
         (Ok(_), Err(refusal)) => anyhow::bail!("lazaret refuses: {refusal}"),
+        (Err(refusal), Ok(_)) if normalise::is_the_hosts_refusal(&refusal) => Ok(()),
         (Err(refusal), Ok(_)) => anyhow::bail!("lazaret accepts what runc refuses: {refusal}"),
     }
 }

@@ -17,8 +17,21 @@ pub(super) fn normalise(report: &mut Value) {
     if let Some(paths) = report["paths"].as_object_mut() {
         kernel_directories(paths);
     }
+    if let Some(root) = report["mounts"].get_mut("/") {
+        // runc gives the propagation to the host's root before it leaves it.
+        root["propagation"] = Value::Null;
+    }
     ignored_signals(&mut report["status"]["SigIgn"]);
-    cgroup(&mut report["files"]["/proc/self/cgroup"]);
+    if report["files"]["/proc/self/cgroup"] != "0::/\n" {
+        cgroups_of_the_machine(report);
+    }
+}
+
+/// Whether runc's container was refused for what is a mount of the host's. In a user namespace the
+/// kernel holds on to the flags of such a mount (mount_namespaces(7)); in a guest they are mounts of
+/// the guest's, whose flags are the container's affair.
+pub(super) fn is_the_hosts_refusal(refusal: &str) -> bool {
+    refusal.contains("error mounting") && refusal.contains("operation not permitted")
 }
 
 /// Either runtime carries a standard stream in its own way: as it is, or through a pipe.
@@ -93,9 +106,15 @@ fn ignored_signals(mask: &mut Value) {
     }
 }
 
-/// The path of a cgroup that is not the root of its namespace is the host's, or the guest's.
-fn cgroup(path: &mut Value) {
-    if path != "0::/\n" {
-        *path = json!("not a root");
+/// Without a cgroup namespace of its own, a container of runc's sees the cgroups of the machine, and
+/// one of lazaret's its own: those of the guest are not its business.
+fn cgroups_of_the_machine(report: &mut Value) {
+    const MOUNT: &str = "/sys/fs/cgroup";
+    if let Some(files) = report["files"].as_object_mut() {
+        files.retain(|path, _| !path.starts_with(MOUNT) && path != "/proc/self/cgroup");
+    }
+    if let Some(mount) = report["mounts"].get_mut(MOUNT) {
+        mount["root"] = Value::Null;
+        mount["source"] = Value::Null;
     }
 }
