@@ -26,3 +26,77 @@ pub struct StartHooks {
     /// container's process knows.
     pub state: String,
 }
+
+/// What is said of the end of a hook that failed, by its exit code or the signal that killed it, in
+/// the words of Go's standard library and hence of runc.
+#[must_use]
+pub fn describe_end(code: Option<i32>, signal: Option<i32>) -> String {
+    match (code, signal) {
+        (Some(code), _) => format!("exit status {code}"),
+        (None, Some(signal)) => {
+            let index = usize::try_from(signal).ok();
+            let words = index.and_then(|index| SIGNALS.get(index.checked_sub(1)?));
+            words.map_or_else(
+                || format!("signal: signal {signal}"),
+                |words| format!("signal: {words}"),
+            )
+        }
+        (None, None) => "no status".to_owned(),
+    }
+}
+
+/// Go's words for the signals from 1 on.
+const SIGNALS: [&str; 31] = [
+    "hangup",
+    "interrupt",
+    "quit",
+    "illegal instruction",
+    "trace/breakpoint trap",
+    "aborted",
+    "bus error",
+    "floating point exception",
+    "killed",
+    "user defined signal 1",
+    "segmentation fault",
+    "user defined signal 2",
+    "broken pipe",
+    "alarm clock",
+    "terminated",
+    "stack fault",
+    "child exited",
+    "continued",
+    "stopped (signal)",
+    "stopped",
+    "stopped (tty input)",
+    "stopped (tty output)",
+    "urgent I/O condition",
+    "CPU time limit exceeded",
+    "file size limit exceeded",
+    "virtual timer expired",
+    "profiling timer expired",
+    "window changed",
+    "I/O possible",
+    "power failure",
+    "bad system call",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_are_told_as_runc_does() {
+        for (code, signal, words) in [
+            (Some(7), None, "exit status 7"),
+            (None, Some(1), "signal: hangup"),
+            (None, Some(9), "signal: killed"),
+            (None, Some(15), "signal: terminated"),
+            (None, Some(31), "signal: bad system call"),
+            (None, Some(34), "signal: signal 34"),
+            (None, Some(0), "signal: signal 0"),
+            (None, None, "no status"),
+        ] {
+            assert_eq!(describe_end(code, signal), words);
+        }
+    }
+}

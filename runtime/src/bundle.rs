@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{Capability, Process, Spec};
 use serde::{Deserialize as _, de::DeserializeOwned};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Name of the specification's file, unless the caller says otherwise.
 pub(crate) const CONFIG: &str = "config.json";
@@ -124,50 +124,91 @@ fn read_json<T: DeserializeOwned>(
     }
 }
 
-/// Parses a text that did not parse once more, without the capabilities that this version has
-/// never heard of: the runtime-spec wants those warned of and passed over. One flag of the
-/// scheduler is spelt by oci-spec as nobody else does.
+/// Parses a text that did not parse once more, with what oci-spec is stricter about than runc put
+/// right: see [`fill_in`], [`respell`] and [`drop_unknown_capabilities`].
 fn read_again<T: DeserializeOwned>(
     path: &Path,
     text: &[u8],
     process: &str,
     error: &serde_json::Error,
 ) -> Result<(T, Vec<String>), BundleError> {
+    let Ok(mut value) = serde_json::from_slice::<Value>(text) else {
+        return Err(name_field::<T>(path, text, error));
+    };
     let mut warnings = Vec::new();
+    let mut changed = fill_in(&mut value, process);
+    if let Some(process) = value.pointer_mut(process) {
+        changed |= respell(process);
+        drop_unknown_capabilities(process, &mut warnings);
+    }
+    if !changed && warnings.is_empty() {
+        return Err(name_field::<T>(path, text, error));
+    }
+    serde_path_to_error::deserialize(value)
+        .map(|value| (value, warnings))
+        .map_err(|error| parse_error(path, &error))
+}
+
+/// Gives fields that are missing, or `null`, the zero value that runc's decoder gives them, where
+/// oci-spec wants them to be there and runc does not. Whether zero will do is the plan's to say.
+/// Returns whether there were any.
+fn fill_in(value: &mut Value, process: &str) -> bool {
     let mut changed = false;
-    let mut value = serde_json::from_slice::<Value>(text).ok();
-    let mut process = value.as_mut().and_then(|value| value.pointer_mut(process));
-    if let Some(Value::Array(flags)) = process
-        .as_mut()
-        .and_then(|process| process.pointer_mut("/scheduler/flags"))
-    {
-        for flag in flags.iter_mut().filter(|flag| *flag == SPEC_DL_OVERRUN) {
-            *flag = CRATE_DL_OVERRUN.into();
+    let mut fill = |object: &mut Value, name: &str, zero: Value| {
+        if let Value::Object(fields) = object
+            && fields.get(name).is_none_or(Value::is_null)
+        {
+            fields.insert(name.to_owned(), zero);
             changed = true;
         }
+    };
+    if let Some(process) = value.pointer_mut(process) {
+        fill(process, "user", json!({}));
+        fill(process, "cwd", json!(""));
     }
-    if let Some(Value::Object(sets)) = process
-        .as_mut()
-        .and_then(|process| process.get_mut("capabilities"))
-    {
-        for set in sets.values_mut().filter_map(Value::as_array_mut) {
-            set.retain(|name| {
-                let known = !name.is_string() || Capability::deserialize(name).is_ok();
-                if !known {
-                    warnings.push(format!("process.capabilities: {name} is unknown, ignored"));
-                }
-                known
-            });
+    for rule in list_mut(value, "/linux/seccomp/syscalls") {
+        fill(rule, "names", json!([]));
+        for condition in list_mut(rule, "/args") {
+            fill(condition, "index", json!(0));
+            fill(condition, "value", json!(0));
         }
+    }
+    changed
+}
+
+/// The members of the list at `pointer`: none if there is no such list.
+fn list_mut<'a>(value: &'a mut Value, pointer: &str) -> impl Iterator<Item = &'a mut Value> {
+    let list = value.pointer_mut(pointer).and_then(Value::as_array_mut);
+    list.into_iter().flatten()
+}
+
+/// One flag of the scheduler is spelt by oci-spec as nobody else does. Returns whether it is there.
+fn respell(process: &mut Value) -> bool {
+    let mut changed = false;
+    for flag in list_mut(process, "/scheduler/flags").filter(|flag| *flag == SPEC_DL_OVERRUN) {
+        *flag = CRATE_DL_OVERRUN.into();
+        changed = true;
+    }
+    changed
+}
+
+/// Takes out the capabilities that this version has never heard of: the runtime-spec wants those
+/// warned of and passed over.
+fn drop_unknown_capabilities(process: &mut Value, warnings: &mut Vec<String>) {
+    let Some(Value::Object(sets)) = process.get_mut("capabilities") else {
+        return;
+    };
+    for set in sets.values_mut().filter_map(Value::as_array_mut) {
+        set.retain(|name| {
+            let known = !name.is_string() || Capability::deserialize(name).is_ok();
+            if !known {
+                warnings.push(format!("process.capabilities: {name} is unknown, ignored"));
+            }
+            known
+        });
     }
     warnings.sort_unstable();
     warnings.dedup();
-    match value {
-        Some(value) if changed || !warnings.is_empty() => serde_path_to_error::deserialize(value)
-            .map(|value| (value, warnings))
-            .map_err(|error| parse_error(path, &error)),
-        _ => Err(name_field::<T>(path, text, error)),
-    }
 }
 
 /// The runtime-spec's name of a flag of `process.scheduler.flags`, and oci-spec's.
@@ -261,8 +302,8 @@ mod tests {
                 "process.user.uid: invalid type: string \"x\", expected u32 at line 1 column 29",
             ),
             (
-                r#"{"process":{"user":{},"args":[]}}"#,
-                "process: missing field `cwd` at line 1 column 32",
+                r#"{"process":{"user":{},"cwd":"/","rlimits":[{}]}}"#,
+                "process.rlimits[0]: missing field `type` at line 1 column 45",
             ),
             (
                 r#"{"process":{"user":{},"cwd":"/","rlimits":[{"type":"RLIMIT_X"}]}}"#,
@@ -273,6 +314,45 @@ mod tests {
         ] {
             assert_eq!(load(config).unwrap_err(), message);
         }
+    }
+
+    #[test]
+    fn missing_fields_are_zero() {
+        for config in [
+            r#"{"process":{}}"#,
+            r#"{"process":{"user":null,"cwd":null}}"#,
+        ] {
+            let bundle = load(config).unwrap();
+            assert!(bundle.warnings.is_empty());
+            let process = bundle.spec.process().as_ref().unwrap();
+            assert_eq!((process.user().uid(), process.user().gid()), (0, 0));
+            assert_eq!(process.cwd(), Path::new(""));
+            assert!(process.args().is_none() && process.terminal().is_none());
+        }
+        let seccomp = r#"{"linux":{"seccomp":{"defaultAction":"SCMP_ACT_ALLOW","syscalls":
+            [{"action":"SCMP_ACT_LOG","args":[{"op":"SCMP_CMP_EQ"}]}]}}}"#;
+        let bundle = load(seccomp).unwrap();
+        let seccomp = bundle.spec.linux().as_ref().unwrap().seccomp().as_ref();
+        let rule = &seccomp.unwrap().syscalls().as_ref().unwrap()[0];
+        assert!(rule.names().is_empty());
+        let condition = &rule.args().as_ref().unwrap()[0];
+        assert_eq!((condition.index(), condition.value()), (0, 0));
+    }
+
+    #[test]
+    fn a_process_alone_may_leave_out_as_much() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("process.json");
+        std::fs::write(&path, r#"{"args":["true"],"cwd":"/"}"#).unwrap();
+        let (process, warnings) = load_process(&path).unwrap();
+        assert!(warnings.is_empty());
+        assert_eq!(process.user().uid(), 0);
+        std::fs::write(&path, r#"{"args":1,"cwd":"/"}"#).unwrap();
+        let error = load_process(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("process.json: args: invalid type"),
+            "{error}"
+        );
     }
 
     #[test]

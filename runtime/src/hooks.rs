@@ -9,13 +9,16 @@ use std::{
     collections::BTreeMap,
     fs::File,
     io::{self, Read as _, Seek as _, Write as _},
-    os::fd::{BorrowedFd, OwnedFd},
+    os::{
+        fd::{BorrowedFd, OwnedFd},
+        unix::process::ExitStatusExt as _,
+    },
     path::Path,
-    process::{Command, ExitStatus, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
-use lazaret_protocol::hook::Hook;
+use lazaret_protocol::hook::{Hook, describe_end};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::MemfdFlags,
@@ -213,7 +216,7 @@ fn run_one(
         return Ok(());
     }
     Err(Failure::Failed {
-        how: describe(status),
+        how: describe_end(status.code(), status.signal()),
         stdout: shown(output),
         stderr: shown(errors),
     })
@@ -274,12 +277,6 @@ fn wait(
             return Err(Failure::Interrupted);
         }
     }
-}
-
-fn describe(status: ExitStatus) -> String {
-    status
-        .code()
-        .map_or_else(|| status.to_string(), |code| format!("exit status {code}"))
 }
 
 fn memory_file(content: &[u8]) -> Result<File, Failure> {

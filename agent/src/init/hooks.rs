@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use lazaret_protocol::hook::{Hook, StartHooks};
+use lazaret_protocol::hook::{Hook, StartHooks, describe_end};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
@@ -99,7 +99,7 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), Failure> {
         return Ok(());
     }
     Err(Failure::Failed {
-        how: describe(code, signal),
+        how: describe_end(code, signal),
         stdout: shown(output),
         stderr: shown(errors),
     })
@@ -163,14 +163,6 @@ fn wait(child: &Child, started: Instant, timeout_s: Option<u64>) -> Result<(), F
             Ok(_) => return Ok(()),
             Err(errno) => return Err(Failure::Wait(Os(errno))),
         }
-    }
-}
-
-fn describe(code: Option<i32>, signal: Option<i32>) -> String {
-    match (code, signal) {
-        (Some(code), _) => format!("exit status {code}"),
-        (None, Some(signal)) => format!("signal: {signal}"),
-        (None, None) => "no status".to_owned(),
     }
 }
 

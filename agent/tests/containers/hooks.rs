@@ -59,7 +59,7 @@ fn a_failing_hook_ends_the_container() {
         (
             "kill -9 $$",
             None,
-            "hooks.startContainer: error running hook #1: signal: 9, stdout: , stderr: ",
+            "hooks.startContainer: error running hook #1: signal: killed, stdout: , stderr: ",
         ),
         (
             "sleep 1000",

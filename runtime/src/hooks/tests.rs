@@ -83,7 +83,7 @@ fn a_killed_hook_and_a_missing_one_fail() {
     let directory = tempfile::tempdir().unwrap();
     let error = run_in(directory.path(), &[hook("kill -9 $$")]).unwrap_err();
     assert!(
-        error.ends_with("signal: 9 (SIGKILL), stdout: , stderr: "),
+        error.ends_with("signal: killed, stdout: , stderr: "),
         "{error}"
     );
     let mut missing = hook("");
@@ -139,5 +139,5 @@ fn signals_reach_a_hook_whose_parent_blocks_them() {
     crate::signals::block();
     let directory = tempfile::tempdir().unwrap();
     let error = run_in(directory.path(), &[hook("kill -TERM $$; sleep 1000")]).unwrap_err();
-    assert!(error.contains("signal: 15 (SIGTERM)"), "{error}");
+    assert!(error.contains("signal: terminated"), "{error}");
 }

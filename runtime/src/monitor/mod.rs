@@ -218,7 +218,7 @@ fn monitor_container(mut job: ContainerJob<'_>, report: PipeWriter, born: Born) 
         .enter(born == Born::InCgroup)
         .map_err(MonitorError::from)
         .and_then(|()| create_container(&mut job, &mut share, &report))
-        .and_then(|created| report_or_give_back(created, &report));
+        .and_then(|created| report_or_give_back(created, job.foreground, &report));
     let created = match result {
         Ok(created) => created,
         Err(error) => {
@@ -238,7 +238,14 @@ fn monitor_container(mut job: ContainerJob<'_>, report: PipeWriter, born: Born) 
     run_container(job.dir, &job.cgroup, created)
 }
 
-fn report_or_give_back(created: Created, report: &PipeWriter) -> Result<Created, MonitorError> {
+fn report_or_give_back(
+    created: Created,
+    foreground: bool,
+    report: &PipeWriter,
+) -> Result<Created, MonitorError> {
+    if !foreground {
+        release_standard_error()?;
+    }
     let report = report
         .try_clone()
         .map_err(host_error("report to the command line"))?;
@@ -314,7 +321,7 @@ fn create_in_guest(
         exec: None,
     };
     let session = Session::attach(agent.clone(), process, &container.process, streams)?;
-    release_standard_streams(container.process.terminal.is_some() && job.console.is_some())?;
+    release_input_and_output()?;
     log::monitor_phase("streams attached");
     if job.start {
         let request = Request::StartContainer {
@@ -333,18 +340,21 @@ fn create_in_guest(
     Ok(session)
 }
 
-/// Lets go of the caller's streams, which the session has its own descriptors of: a reader must
-/// see their end when the container closes them, not when the monitor ends. Standard error stays
-/// for messages, unless the container is on a pty and the caller waits for nothing of it.
-fn release_standard_streams(also_stderr: bool) -> Result<(), MonitorError> {
+/// Lets go of the caller's input and output, which the session has its own descriptors of: a
+/// reader must see their end when the container closes them, not when the monitor ends.
+fn release_input_and_output() -> Result<(), MonitorError> {
     let null = terminal::null().map_err(host_error("open /dev/null"))?;
     let failed = || host_error("let go of the standard streams");
     rustix::stdio::dup2_stdin(&null).map_err(failed())?;
     rustix::stdio::dup2_stdout(&null).map_err(failed())?;
-    if also_stderr {
-        rustix::stdio::dup2_stderr(&null).map_err(failed())?;
-    }
     Ok(())
+}
+
+/// Lets go of the caller's standard error as well, when it does not wait for the end: it may be the
+/// very pipe that is standard output. What is said after this goes to `--log` alone.
+fn release_standard_error() -> Result<(), MonitorError> {
+    let null = terminal::null().map_err(host_error("open /dev/null"))?;
+    rustix::stdio::dup2_stderr(&null).map_err(host_error("let go of the standard streams"))
 }
 
 fn own_id() -> Result<ProcessId, MonitorError> {
@@ -435,7 +445,8 @@ fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
         _ => HostStreams::Inherited,
     };
     let session = exec_session(job.dir, &job.process, &job.spec, job.place, streams)?;
-    release_standard_streams(job.console.is_some())?;
+    release_input_and_output()?;
+    release_standard_error()?;
     Ok(session)
 }
 

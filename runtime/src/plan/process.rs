@@ -23,11 +23,13 @@ pub(crate) fn process(
     warnings: &mut Vec<String>,
 ) -> Result<Process, PlanError> {
     warn_of_unsupported(spec, field, warnings);
+    // First, as in runc, whose words these and those of the arguments are.
+    let cwd = cwd(spec, field)?;
     let args = spec.args().clone().unwrap_or_default();
     if args.is_empty() {
         return Err(PlanError::invalid(
             format!("{field}.args"),
-            "must not be empty",
+            "args must not be empty",
         ));
     }
     let env = spec.env().clone().unwrap_or_default();
@@ -45,7 +47,7 @@ pub(crate) fn process(
     Ok(Process {
         args,
         env,
-        cwd: cwd(spec, field)?,
+        cwd,
         terminal: terminal.then(|| terminal_size(spec, circumstances.terminal_size)),
         stdio: circumstances.stdio,
         user: user(spec.user(), field)?,
@@ -128,11 +130,14 @@ fn cwd(spec: &oci::Process, field: &str) -> Result<String, PlanError> {
         .to_str()
         .ok_or_else(|| PlanError::invalid(field(), "must be UTF-8"))?;
     if cwd.is_empty() {
-        Err(PlanError::invalid(field(), "must not be empty"))
+        Err(PlanError::invalid(
+            field(),
+            "Cwd property must not be empty",
+        ))
     } else if cwd.starts_with('/') {
         Ok(cwd.to_owned())
     } else {
-        Err(PlanError::invalid(field(), "must be an absolute path"))
+        Err(PlanError::invalid(field(), "Cwd must be an absolute path"))
     }
 }
 

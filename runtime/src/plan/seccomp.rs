@@ -25,7 +25,7 @@ pub(super) fn profile(linux: Option<&Linux>) -> Result<Option<Profile>, PlanErro
     let Some(seccomp) = linux.and_then(|linux| linux.seccomp().as_ref()) else {
         return Ok(None);
     };
-    refuse_listener(seccomp)?;
+    check_notify(seccomp)?;
     let mut rules = Vec::new();
     for (index, syscall) in seccomp.syscalls().iter().flatten().enumerate() {
         add_rules(syscall, index, &mut rules)?;
@@ -45,26 +45,24 @@ pub(super) fn profile(linux: Option<&Linux>) -> Result<Option<Profile>, PlanErro
     }))
 }
 
-/// A listener would have to be handed a descriptor of the guest's kernel.
-fn refuse_listener(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
-    let path = seccomp.listener_path().as_deref();
-    let metadata = seccomp.listener_metadata().as_deref();
-    for (name, present) in [
-        (
-            "listenerPath",
-            path.is_some_and(|path| !path.as_os_str().is_empty()),
-        ),
-        (
-            "listenerMetadata",
-            metadata.is_some_and(|text| !text.is_empty()),
-        ),
-    ] {
-        if present {
-            return Err(PlanError::unsupported(
-                format!("linux.seccomp.{name}"),
-                "handing system calls to a listener is",
+/// What runc refuses of `SCMP_ACT_NOTIFY`, in its words, before it looks for a listener. Without
+/// that action a listener has nothing to do, and its path is ignored.
+fn check_notify(seccomp: &LinuxSeccomp) -> Result<(), PlanError> {
+    for (index, syscall) in seccomp.syscalls().iter().flatten().enumerate() {
+        if syscall.action() == LinuxSeccompAction::ScmpActNotify
+            && syscall.names().iter().any(|name| name == "write")
+        {
+            return Err(PlanError::invalid(
+                format!("linux.seccomp.syscalls[{index}].action"),
+                "SCMP_ACT_NOTIFY cannot be used for the write syscall",
             ));
         }
+    }
+    if seccomp.default_action() == LinuxSeccompAction::ScmpActNotify {
+        return Err(PlanError::invalid(
+            "linux.seccomp.defaultAction",
+            "SCMP_ACT_NOTIFY cannot be used as default action",
+        ));
     }
     Ok(())
 }
@@ -113,6 +111,7 @@ fn action(
     let result = match action {
         LinuxSeccompAction::ScmpActErrno => return Ok(Action::Errno(number(ERRNO_MAX)?)),
         LinuxSeccompAction::ScmpActTrace => return Ok(Action::Trace(number(u16::MAX.into())?)),
+        // A listener would have to be handed a descriptor of the guest's kernel.
         LinuxSeccompAction::ScmpActNotify => {
             return Err(PlanError::unsupported(
                 action_field,

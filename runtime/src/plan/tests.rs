@@ -195,7 +195,7 @@ fn every_refusal_names_its_field() {
         (
             "/process/args",
             json!([]),
-            "process.args: must not be empty",
+            "process.args: args must not be empty",
         ),
         (
             "/process/args",
@@ -205,9 +205,13 @@ fn every_refusal_names_its_field() {
         (
             "/process/cwd",
             json!("relative"),
-            "process.cwd: must be an absolute path",
+            "process.cwd: Cwd must be an absolute path",
         ),
-        ("/process/cwd", json!(""), "process.cwd: must not be empty"),
+        (
+            "/process/cwd",
+            json!(""),
+            "process.cwd: Cwd property must not be empty",
+        ),
         (
             "/process/user/umask",
             json!(512),
@@ -276,7 +280,7 @@ fn every_refusal_names_its_field() {
         (
             "/linux/seccomp",
             json!({"defaultAction": "SCMP_ACT_NOTIFY"}),
-            "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY, which hands system calls to a listener, is not supported",
+            "linux.seccomp.defaultAction: SCMP_ACT_NOTIFY cannot be used as default action",
         ),
         (
             "/linux/intelRdt",

@@ -2,7 +2,7 @@
 
 use lazaret_protocol::agent::{ProcessRef, Request};
 
-use super::{VerbError, open_live};
+use super::{VerbError, check_live, open};
 use crate::{
     agent::Agent,
     cli::{Global, Kill},
@@ -14,13 +14,14 @@ const SIGNAL_MAX: i32 = 64;
 /// # Errors
 /// [`VerbError`].
 pub(super) fn run(global: &Global, options: &Kill) -> Result<u8, VerbError> {
-    let (dir, _) = match open_live(global, &options.container_id) {
+    let dir = open(global, &options.container_id)?;
+    let signal = number(&options.signal)
+        .ok_or_else(|| VerbError::WrongStatus(format!("unknown signal {:?}", options.signal)))?;
+    match check_live(&dir) {
         // As runc: whoever wants all processes gone has got that.
         Err(VerbError::WrongStatus(_)) if options.all => return Ok(0),
         result => result?,
-    };
-    let signal = number(&options.signal)
-        .ok_or_else(|| VerbError::WrongStatus(format!("unknown signal {:?}", options.signal)))?;
+    }
     if signal == 0 {
         // Only asks whether there is somebody to take it.
         return Ok(0);

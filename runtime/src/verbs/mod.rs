@@ -198,14 +198,13 @@ fn open(global: &Global, id: &str) -> Result<StateDir, VerbError> {
     Ok(store(global).open(&ContainerId::new(id)?)?)
 }
 
-/// Opens a container that has a process, running or paused or waiting to be started.
-fn open_live(global: &Global, id: &str) -> Result<(StateDir, Status), VerbError> {
-    let dir = open(global, id)?;
+/// Wants a process of the container, running or paused or waiting to be started.
+fn check_live(dir: &StateDir) -> Result<(), VerbError> {
     match dir.status()?.0 {
         Status::Stopped | Status::Creating => {
             Err(VerbError::WrongStatus("container not running".to_owned()))
         }
-        status => Ok((dir, status)),
+        Status::Created | Status::Running | Status::Paused => Ok(()),
     }
 }
 

@@ -7,18 +7,31 @@ mod options;
 
 use lazaret_protocol::agent::{Answer, ProcessEntry, ProcessList, Request};
 
-use super::{VerbError, open_live, option_error, print};
+use super::{VerbError, check_live, open, option_error, print};
 use crate::{
     agent::{Agent, AgentError},
     cli::{Global, Ps},
-    state::StateDir,
+    state::{StateDir, Status},
+};
+
+/// What a container that has stopped has.
+const NO_PROCESSES: ProcessList = ProcessList {
+    processes: Vec::new(),
+    uptime_ms: 0,
 };
 
 /// # Errors
 /// [`VerbError`].
 pub(super) fn run(global: &Global, options: &Ps) -> Result<u8, VerbError> {
-    let (dir, _) = open_live(global, &options.container_id)?;
+    let dir = open(global, &options.container_id)?;
+    // As runc: it has no processes, which is no failure.
+    let is_stopped = dir.status()?.0 == Status::Stopped;
+    if !is_stopped {
+        check_live(&dir)?;
+    }
     let text = match options.format.as_str() {
+        // Go's way to write a list that nothing was added to.
+        "json" if is_stopped => "null\n".to_owned(),
         "json" => {
             let pid = dir.read()?.map(|record| record.monitor.pid);
             let pids: Vec<i32> = pid.into_iter().collect();
@@ -29,7 +42,12 @@ pub(super) fn run(global: &Global, options: &Ps) -> Result<u8, VerbError> {
                 .map_err(|problem| option_error("ps", problem))?;
             let memory_mib = dir.read()?.and_then(|record| record.vm);
             let memory_mib = memory_mib.map_or(0, |size| size.memory_mib);
-            columns::table(&columns, &processes(&dir)?, memory_mib)
+            let processes = if is_stopped {
+                NO_PROCESSES
+            } else {
+                processes(&dir)?
+            };
+            columns::table(&columns, &processes, memory_mib)
         }
         _ => return Err(option_error("--format", "must be table or json")),
     };

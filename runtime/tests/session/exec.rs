@@ -84,11 +84,22 @@ fn a_process_from_a_file() {
     std::fs::write(&file, process.to_string()).unwrap();
     let output = place.call(&["exec", "-p", file.to_str().unwrap(), "c"]);
     assert_eq!(output.status.code(), Some(9));
-    std::fs::write(&file, json!({"user": {}, "cwd": "x"}).to_string()).unwrap();
-    assert_eq!(
-        place.fails(255, &["exec", "-p", file.to_str().unwrap(), "c"]),
-        "exec failed: process.args: must not be empty"
-    );
+    // What is missing is zero: root runs it.
+    let process = json!({"cwd": "/", "args": ["sh", "-c", "exit 8"]});
+    std::fs::write(&file, process.to_string()).unwrap();
+    let output = place.call(&["exec", "-p", file.to_str().unwrap(), "c"]);
+    assert_eq!(output.status.code(), Some(8));
+    for (process, problem) in [
+        (json!({"cwd": "/"}), "args: args must not be empty"),
+        (json!({}), "cwd: Cwd property must not be empty"),
+        (json!({"cwd": "x"}), "cwd: Cwd must be an absolute path"),
+    ] {
+        std::fs::write(&file, process.to_string()).unwrap();
+        assert_eq!(
+            place.fails(255, &["exec", "-p", file.to_str().unwrap(), "c"]),
+            format!("exec failed: process.{problem}")
+        );
+    }
     place.ok(&["delete", "-f", "c"]);
 }
 

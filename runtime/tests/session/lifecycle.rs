@@ -62,12 +62,25 @@ fn created_running_stopped_deleted() {
     assert_eq!(place.pid("c"), 0);
     assert_eq!(place.fails(1, &["kill", "c", "0"]), "container not running");
     place.ok(&["kill", "--all", "c", "KILL"]);
+    place.ok(&["kill", "--all", "c", "0"]);
+    assert_eq!(
+        place.fails(1, &["kill", "--all", "c", "FOO"]),
+        "unknown signal \"FOO\""
+    );
     assert_eq!(
         place.fails(1, &["start", "c"]),
         "cannot start a container that has stopped"
     );
     assert_eq!(place.fails(1, &["kill", "c"]), "container not running");
-    assert_eq!(place.fails(1, &["ps", "c"]), "container not running");
+    assert_eq!(
+        place.ok(&["ps", "c"]),
+        "UID          PID    PPID  C STIME TTY          TIME CMD\n"
+    );
+    assert_eq!(place.ok(&["ps", "--format", "json", "c"]), "null\n");
+    assert_eq!(
+        place.fails(1, &["ps", "--format", "xml", "c"]),
+        "--format: must be table or json"
+    );
     place.ok(&["delete", "c"]);
     assert_eq!(place.fails(1, &["delete", "c"]), "container does not exist");
     place.ok(&["delete", "--force", "c"]);

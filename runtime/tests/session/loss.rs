@@ -117,3 +117,26 @@ fn a_signal_at_any_moment_of_a_start_says_so() {
         }
     }
 }
+
+#[test]
+fn the_loss_of_a_detached_sandbox_is_told_in_the_log_alone() {
+    let place = Place::new();
+    place.bundle(&["sleep", "1000"], |_| {});
+    let log = place.path().join("log");
+    for options in [&[][..], &["--log", log.to_str().unwrap()]] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut command = place.command(&[options, &["run", "-d", "c"]].concat());
+        assert!(command.stderr(writer).status().unwrap().success());
+        drop(command);
+        signal(place.vmm("c"), Signal::SIGKILL);
+        place.wait_status("c", "stopped");
+        place.ok(&["delete", "c"]);
+        let mut said = String::new();
+        std::io::Read::read_to_string(&mut reader, &mut said).unwrap();
+        assert_eq!(said, "");
+    }
+    assert_eq!(
+        message(&std::fs::read_to_string(&log).unwrap()),
+        "sandbox lost: lazaret-vmm was killed by signal 9"
+    );
+}

@@ -180,3 +180,43 @@ fn a_detached_container_lets_go_of_closed_streams() {
     assert!(rest.is_empty());
     place.ok(&["delete", "-f", "c"]);
 }
+
+#[test]
+fn one_pipe_for_output_and_errors_ends_when_the_process_closes_both() {
+    let place = Place::new();
+    let script = "echo out; echo err >&2; exec >&- 2>&-; exec sleep 60";
+    place.bundle(&["sh", "-c", script], |_| {});
+    for arguments in [
+        &["run", "-d", "c"][..],
+        &["exec", "-d", "c", "sh", "-c", script],
+    ] {
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        let mut command = place.command(arguments);
+        command.stdout(writer.try_clone().unwrap()).stderr(writer);
+        assert!(command.status().unwrap().success());
+        drop(command);
+        let mut lines = String::new();
+        reader.read_to_string(&mut lines).unwrap();
+        let mut lines: Vec<&str> = lines.lines().collect();
+        // Two streams have no order between them.
+        lines.sort_unstable();
+        assert_eq!(lines, ["err", "out"], "{arguments:?}");
+    }
+    assert_eq!(place.status("c"), "running");
+    place.ok(&["delete", "-f", "c"]);
+}
+
+#[test]
+fn one_pipe_ends_with_the_streams_of_a_container_that_was_created_first() {
+    let place = Place::new();
+    place.bundle(&["sh", "-c", "exec >&- 2>&-; exec sleep 60"], |_| {});
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let mut command = place.command(&["create", "c"]);
+    command.stdout(writer.try_clone().unwrap()).stderr(writer);
+    assert!(command.status().unwrap().success());
+    drop(command);
+    place.ok(&["start", "c"]);
+    assert_eq!(reader.read(&mut [0]).unwrap(), 0);
+    assert_eq!(place.status("c"), "running");
+    place.ok(&["delete", "-f", "c"]);
+}

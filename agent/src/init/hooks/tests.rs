@@ -7,9 +7,3 @@ fn the_state_gets_the_pid() {
     let state = with_pid(r#"{"id":"{x}","annotations":{"a":"{"}}"#, 1);
     assert_eq!(state, r#"{"pid":1,"id":"{x}","annotations":{"a":"{"}}"#);
 }
-
-#[test]
-fn ends_are_described() {
-    assert_eq!(describe(Some(3), None), "exit status 3");
-    assert_eq!(describe(None, Some(9)), "signal: 9");
-}

@@ -37,6 +37,8 @@ const CASES: &[Case] = &[
         "crun replaces the capabilities",
     ),
     case!(process_file),
+    case!(process_file_with_little_in_it)
+        .only(&[Kind::Runc, Kind::Lazaret], "crun wants more of the file"),
     case!(detached_with_pid_file),
     case!(program_is_missing).only(
         &[Kind::Runc, Kind::Lazaret],
@@ -207,6 +209,39 @@ fn capability(test: &Test) -> Result<()> {
         set(&before)?,
         set(&after)?
     );
+    test.runtime.destroy(&bundle.id)
+}
+
+/// What a file leaves out is zero: it needs neither a user nor an environment.
+fn process_file_with_little_in_it(test: &Test) -> Result<()> {
+    let bundle = running(test)?;
+    let path = test.directory.join("process.json");
+    let exec = |process: Value| {
+        fs::write(&path, process.to_string())?;
+        test.runtime
+            .exec(&bundle.id, &[])
+            .option(&["--process", &path.to_string_lossy()])
+            .output()
+    };
+    let report = exec(json!({ "args": probe_args("report", &[]), "cwd": "/" }))?.code(0)?;
+    ensure!(
+        status(&report.json()?, "Uid")?.starts_with("0 "),
+        "somebody else ran it: {}",
+        report.stdout
+    );
+    for (process, words) in [
+        (json!({ "cwd": "/" }), "args must not be empty"),
+        (
+            json!({ "args": ["/probe"] }),
+            "Cwd property must not be empty",
+        ),
+        (
+            json!({ "args": ["/probe"], "cwd": "etc" }),
+            "Cwd must be an absolute path",
+        ),
+    ] {
+        exec(process)?.fails(255, &[words])?;
+    }
     test.runtime.destroy(&bundle.id)
 }
 

@@ -72,6 +72,8 @@ const CASES: &[Case] = &[
         .only(LAZARET, "the reference runtimes do not tell of it")
         .covers(&["runtime#lifecycle-13"])
         .right("lazaret: the specification demands an error of `start`"),
+    case!(filter_kills_one_in_the_container)
+        .only(LAZARET, "the reference runtimes do not tell `start` of it"),
     case!(failure_after_start_stops_it)
         .only(LAZARET, "the specification has become stricter since")
         .covers(&["runtime#lifecycle-16"])
@@ -348,6 +350,27 @@ fn failure_in_the_container_stops_it(test: &Test) -> Result<()> {
         "the hooks were {:?}",
         names(&log)?
     );
+    Ok(())
+}
+
+/// The profile names a listener that is not there, which no rule has anything to say to.
+fn filter_kills_one_in_the_container(test: &Test) -> Result<()> {
+    let mut bundle = test.idle_bundle()?;
+    bundle.set(
+        "/linux/seccomp",
+        json!({
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "listenerPath": "/no/such/listener",
+            "syscalls": [{ "names": ["mkdir", "mkdirat"], "action": "SCMP_ACT_KILL_PROCESS" }],
+        }),
+    );
+    let hook = probe(PROBE, "make-directory", &["/work/made"]);
+    bundle.set("/hooks", json!({ "startContainer": [hook] }));
+    let words = ["error running hook #0: signal: bad system call"];
+    test.runtime.create(&bundle)?.succeed()?;
+    check(test, test.runtime.start(&bundle.id).output()?, &words)?;
+    test.runtime.wait_for_end(&bundle.id)?;
+    test.runtime.delete(&bundle.id).succeed()?;
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
+    os::unix::process::CommandExt as _,
     process::{Command, Stdio},
 };
 
@@ -37,6 +38,7 @@ const CASES: &[Case] = &[
     ),
     case!(reader_goes_away),
     case!(output_after_the_end_of_input),
+    case!(one_pipe_ends_with_both_streams),
 ];
 
 const PROBES: &[(&str, Probe)] = &[
@@ -45,6 +47,7 @@ const PROBES: &[(&str, Probe)] = &[
     ("copy", copy),
     ("say", say),
     ("flood", flood),
+    ("let-go", let_go),
 ];
 
 /// Length of a block of the test pattern, in bytes.
@@ -164,6 +167,17 @@ fn flood(_: &[String]) -> Result<u8> {
             other => other?,
         }
     }
+}
+
+/// Says so, closes its standard streams, and stays.
+fn let_go(_: &[String]) -> Result<u8> {
+    println!("letting go");
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    let mut stay = Command::new(crate::bundle::PROBE);
+    Err(stay.args(["probe", "hold"]).exec().into())
 }
 
 fn output_is_complete_and_memory_flat(test: &Test) -> Result<()> {
@@ -375,4 +389,26 @@ fn output_after_the_end_of_input(test: &Test) -> Result<()> {
     let _told = Dialogue::after("complete\n", reader)?;
     running.wait()?.code(0)?;
     Ok(())
+}
+
+fn one_pipe_ends_with_both_streams(test: &Test) -> Result<()> {
+    let bundle = test.bundle("let-go", &[])?;
+    bundle.save()?;
+    let (mut reader, writer) = std::io::pipe()?;
+    let status = Command::new(&test.runtime.program)
+        .arg("--root")
+        .arg(&test.runtime.root)
+        .args(["run", "--detach", "--bundle"])
+        .arg(&bundle.directory)
+        .arg(&bundle.id)
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer)
+        .status()?;
+    ensure!(status.success(), "ended with {status}");
+    let mut all = String::new();
+    reader.read_to_string(&mut all)?;
+    ensure!(all == "letting go\n", "wrote {all:?}");
+    test.runtime.status_is(&bundle.id, "running")?;
+    test.runtime.destroy(&bundle.id)
 }

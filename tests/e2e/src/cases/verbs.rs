@@ -31,6 +31,7 @@ const LAZARET: &[Kind] = &[Kind::Lazaret];
 const CASES: &[Case] = &[
     case!(processes_as_a_table).only(LIKE_RUNC, "crun lists bare pids"),
     case!(processes_as_json),
+    case!(stopped_container_has_no_processes).only(LIKE_RUNC, "crun asks the cgroup that is gone"),
     case!(columns_of_processes).only(LIKE_RUNC, "crun's options of ps are others"),
     case!(features_are_told).only(LIKE_RUNC, "crun 1.8.1 has no features"),
     case!(specification_for_a_user).only(LIKE_RUNC, "crun's document is another"),
@@ -71,6 +72,26 @@ fn processes_as_a_table(test: &Test) -> Result<()> {
         .verb("ps", &[&bundle.id])
         .output()?
         .fails(1, &[])?;
+    Ok(())
+}
+
+/// Having no processes is no failure.
+fn stopped_container_has_no_processes(test: &Test) -> Result<()> {
+    let bundle = test.idle_bundle()?;
+    test.runtime.launch(&bundle)?;
+    test.runtime.kill(&bundle.id, "KILL").succeed()?;
+    test.runtime.wait_for_end(&bundle.id)?;
+    let ps = || test.runtime.verb("ps", &[&bundle.id]);
+    let table = ps().succeed()?.stdout;
+    ensure!(
+        table.starts_with("UID ") && table.lines().count() == 1,
+        "{table}"
+    );
+    let list = ps().option(&["--format", "json"]).succeed()?.stdout;
+    ensure!(list.trim() == "null", "{list}");
+    let kill = test.runtime.kill(&bundle.id, "0");
+    kill.option(&["--all"]).succeed()?;
+    test.runtime.delete(&bundle.id).succeed()?;
     Ok(())
 }
 

@@ -27,6 +27,13 @@ pub(super) fn normalise(report: &mut Value) {
     }
 }
 
+/// Whether runc's container was refused for what is a mount of the host's. In a user namespace the
+/// kernel holds on to the flags of such a mount (mount_namespaces(7)); in a guest they are mounts of
+/// the guest's, whose flags are the container's affair.
+pub(super) fn is_the_hosts_refusal(refusal: &str) -> bool {
+    refusal.contains("error mounting") && refusal.contains("operation not permitted")
+}
+
 /// Either runtime carries a standard stream in its own way: as it is, or through a pipe.
 fn streams(descriptors: &mut Map<String, Value>) {
     for name in ["0", "1", "2"] {
