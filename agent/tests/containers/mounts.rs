@@ -3,7 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use lazaret_protocol::container::{DeviceKind, DeviceNode, MountSource, Submount};
+use lazaret_protocol::container::{
+    DeviceKind, DeviceNode, IdMapping, MountSource, Namespace, NamespaceKind, Submount,
+};
 
 use crate::harness::{Agent, container, filesystem, mount, shell};
 
@@ -167,6 +169,51 @@ fn mounts_below_a_bind_have_flags_of_their_own() {
         ],
         "{finished:?}"
     );
+}
+
+/// As above, where the container's rights end at its user namespace.
+#[test]
+fn mounts_below_a_bind_have_flags_of_their_own_in_a_user_namespace() {
+    let agent = Agent::start();
+    let source = agent.share().join("c/mounts/0");
+    for name in ["mount", "directory"] {
+        fs::create_dir_all(source.join(name)).unwrap();
+    }
+    agent.mount_tmpfs(&source.join("mount"));
+    let script = ["/data", "/data/mount", "/data/directory"].map(options_of);
+    let mut wanted = container("c", shell(&script.join("; ")));
+    wanted.namespaces.push(Namespace {
+        kind: NamespaceKind::User,
+        path: None,
+    });
+    let mapping = IdMapping {
+        container_id: 0,
+        host_id: 100_000,
+        size: 65536,
+    };
+    wanted.uid_mappings = vec![mapping];
+    wanted.gid_mappings = vec![mapping];
+    let rootfs = agent.rootfs("c");
+    for name in ["", "tmp", "dev", "proc", "data"] {
+        fs::create_dir_all(rootfs.join(name)).unwrap();
+        std::os::unix::fs::chown(rootfs.join(name), Some(100_000), Some(100_000)).unwrap();
+    }
+    let flags = libc::MS_BIND | libc::MS_REC | libc::MS_RDONLY | libc::MS_NOSUID;
+    let mut bound = mount(shared("c/mounts/0"), "/data", flags, "");
+    bound.below = ["directory", "mount"]
+        .map(|path| Submount {
+            path: path.to_owned(),
+            flags: libc::MS_NOEXEC,
+        })
+        .to_vec();
+    wanted.mounts.push(bound);
+    let finished = agent.run(&wanted);
+    let lines: Vec<&str> = finished.output().lines().collect();
+    assert!(lines[0].starts_with("ro,nosuid,"), "{lines:?}");
+    for line in &lines[1..] {
+        assert!(line.starts_with("rw,noexec,"), "{lines:?}");
+    }
+    assert_eq!(lines.len(), 3);
 }
 
 #[test]
