@@ -222,7 +222,8 @@ impl Prepared {
             && let Some(record) = dir.read()?
             && let Err(error) = hooks::poststart(&dir, &record)
         {
-            super::delete::take_down(&dir)?;
+            // The process was killed for it already.
+            super::delete::destroy(&dir)?;
             return Err(error);
         }
         Ok(Launched { pid, dir })

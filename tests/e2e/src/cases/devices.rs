@@ -189,6 +189,12 @@ fn default_device_as_listed(test: &Test) -> Result<()> {
     let listed = json!({ "path": "/dev/null", "type": "c", "major": 1, "minor": 3,
                        "fileMode": 0o646, "uid": 5, "gid": 6 });
     bundle.set("/linux/devices", json!([listed]));
+    // runc allows a default device by itself only where nobody lists it.
+    let rules = json!([
+        { "allow": false, "access": "rwm" },
+        { "allow": true, "type": "c", "major": 1, "minor": 3, "access": "rwm" },
+    ]);
+    bundle.set("/linux/resources/devices", rules);
     perform_in(
         test,
         &mut bundle,

@@ -39,7 +39,7 @@ const CASES: &[Case] = &[
         "config#linux-mount-options-34",
     ]),
     case!(read_only_ends_at_submounts),
-    case!(flags_of_the_source_are_kept),
+    case!(flags_of_the_source_are_kept).only(NO_CRUN, "crun loses them"),
     case!(flags_of_submounts_are_their_own),
     case!(flags_of_the_source_are_cleared)
         .only(LAZARET, "the reference runtimes are too old for it"),
