@@ -76,9 +76,12 @@ fn file_system(mount: &mut Value) {
         // Read-only is the mount; the file system behind it may be another's as well.
         mount["super"] = Value::Null;
     } else if let Some(options) = mount["super"].as_array_mut() {
-        // runc makes a tmpfs writable and then the mount read-only; whether one can write to it is
-        // reported by itself.
-        options.retain(|option| option != "ro" && option != "rw");
+        // runc mounts a tmpfs and then changes its mode, and makes the mount read-only and not the
+        // file system. The mode, and whether one can write, are reported by themselves.
+        options.retain(|option| {
+            let option = option.as_str().unwrap_or_default();
+            !matches!(option, "ro" | "rw") && !option.starts_with("mode=")
+        });
     }
     if let Some(propagation) = mount["propagation"].as_array_mut() {
         // What is mounted on the host does not come into a guest: it has no master to follow.
