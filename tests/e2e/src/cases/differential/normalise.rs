@@ -47,6 +47,9 @@ fn mount(mount: &mut Value) {
     if mount["root"] == "/null" {
         // A masked file is the null device, from whichever /dev the runtime has it.
         *mount = json!("the null device");
+    } else if mount["type"] == "devtmpfs" {
+        // In a user namespace a device is bound: from the host's /dev, or from the guest's.
+        *mount = json!("a device of the machine");
     } else if masks_directory(mount) {
         *mount = json!("a masked directory");
     } else {
