@@ -33,6 +33,9 @@ pub(crate) const TOPIC: Topic = Topic {
 
 const PROBES: &[(&str, Probe)] = &[("see", report::see)];
 
+/// How many cases there are.
+const PARTS: u64 = 4;
+
 /// Documents of a case.
 const DOCUMENTS: u32 = 6;
 
@@ -55,10 +58,6 @@ part!(documents_1, 1);
 part!(documents_2, 2);
 part!(documents_3, 3);
 part!(documents_4, 4);
-part!(documents_5, 5);
-part!(documents_6, 6);
-part!(documents_7, 7);
-part!(documents_8, 8);
 
 const REASON: &str = "runs each document under runc and under lazaret";
 const TIMEOUT_S: u64 = 1200;
@@ -74,18 +73,6 @@ const CASES: &[Case] = &[
         .only(LAZARET, REASON)
         .timeout_s(TIMEOUT_S),
     case!(documents_4)
-        .only(LAZARET, REASON)
-        .timeout_s(TIMEOUT_S),
-    case!(documents_5)
-        .only(LAZARET, REASON)
-        .timeout_s(TIMEOUT_S),
-    case!(documents_6)
-        .only(LAZARET, REASON)
-        .timeout_s(TIMEOUT_S),
-    case!(documents_7)
-        .only(LAZARET, REASON)
-        .timeout_s(TIMEOUT_S),
-    case!(documents_8)
         .only(LAZARET, REASON)
         .timeout_s(TIMEOUT_S),
 ];
@@ -111,7 +98,7 @@ fn compare_documents(test: &Test, part: u64) -> Result<()> {
     };
     let mut seed = [0; 32];
     seed[..8].copy_from_slice(&test.seed.to_le_bytes());
-    seed[8..16].copy_from_slice(&part.to_le_bytes());
+    seed[8..16].copy_from_slice(&(PARTS + part).to_le_bytes());
     let random = TestRng::from_seed(RngAlgorithm::ChaCha, &seed);
     let result = TestRunner::new_with_rng(config, random).run(&document::any(), |document| {
         compare(test, &reference, &document)

@@ -29,9 +29,13 @@ pub(super) fn normalise(report: &mut Value) {
 
 /// Whether runc's container was refused for what is a mount of the host's. In a user namespace the
 /// kernel holds on to the flags of such a mount (mount_namespaces(7)); in a guest they are mounts of
-/// the guest's, whose flags are the container's affair.
+/// the guest's, whose flags are the container's affair. Nor can runc make a device there: it binds
+/// the host's of that path, if there is one.
 pub(super) fn is_the_hosts_refusal(refusal: &str) -> bool {
-    refusal.contains("error mounting") && refusal.contains("operation not permitted")
+    let mount = refusal.contains("error mounting") && refusal.contains("operation not permitted");
+    let device = refusal.contains("error creating device nodes")
+        && refusal.contains("no such file or directory");
+    mount || device
 }
 
 /// Either runtime carries a standard stream in its own way: as it is, or through a pipe.
