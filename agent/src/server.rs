@@ -2,7 +2,7 @@
 //! each connection is a task of it. Called by `main`, and by tests over a Unix socket.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
@@ -37,6 +37,8 @@ struct Agent {
     reaper: Reaper,
     /// `None` reserves the id of a container that is being made or removed.
     containers: RefCell<HashMap<String, Option<Rc<Container>>>>,
+    /// Whether the last container has left.
+    over: Cell<bool>,
 }
 
 /// What goes on after the reply.
@@ -62,6 +64,7 @@ pub fn serve(listener: OwnedFd, environment: Environment, share: Share) -> io::R
             share,
             reaper: Reaper::default(),
             containers: RefCell::default(),
+            over: Cell::new(false),
         });
         let reaper = Rc::clone(&agent);
         tokio::try_join!(reaper.reaper.run(ended), accept_all(agent, listener)).map(|_| ())
@@ -110,10 +113,17 @@ impl Agent {
             }
         };
         let (reply, next) = match request {
-            // A caller that went away takes no answer; what it waited for goes on.
+            // A caller that went away takes no answer; what it waited for goes on, unless it stood
+            // for a container.
             Request::Wait { process } => tokio::select! {
                 reply = self.wait(&process) => (reply, Next::Close),
-                () = connection.closed() => return,
+                () = connection.closed() => {
+                    if process.exec.is_none() {
+                        // It may have been removed meanwhile.
+                        let _ = self.remove(&process.container).await;
+                    }
+                    return;
+                }
             },
             Request::WatchOom { container, seen } => tokio::select! {
                 reply = self.watch_oom(&container, seen) => (reply, Next::Close),
@@ -188,7 +198,7 @@ impl Agent {
                 Ok(Answer::Done)
             }
             Request::RemoveContainer { container } => self.remove(&container).await,
-            Request::Shutdown => self.shut_down().await,
+            Request::Leave { container } => self.leave(&container).await,
             Request::Wait { process } => self.wait(&process).await,
             // Turned into a stream by the caller, who holds the connection.
             Request::Stream { process, stream } => {
@@ -214,6 +224,12 @@ impl Agent {
         self.share.mounted().map_err(|error| system(&error))?;
         crate::guest::mount_lazily(&wanted.mounts).map_err(|error| system(&error))?;
         let id = wanted.id.clone();
+        if self.over.get() {
+            return Err(Failure {
+                kind: FailureKind::State,
+                message: "the sandbox is ending".to_owned(),
+            });
+        }
         if self.containers.borrow().contains_key(&id) {
             return Err(Failure {
                 kind: FailureKind::Exists,
@@ -221,7 +237,8 @@ impl Agent {
             });
         }
         self.containers.borrow_mut().insert(id.clone(), None);
-        let created = Container::create(self.host(), wanted).await;
+        let init = |id: &str| Some(Rc::clone(self.container(id).ok()?.init()));
+        let created = Container::create(self.host(), wanted, init).await;
         let mut containers = self.containers.borrow_mut();
         match created {
             Ok(container) => {
@@ -300,19 +317,18 @@ impl Agent {
         Ok(Answer::Done)
     }
 
-    async fn shut_down(&self) -> Reply {
-        let containers: Vec<Rc<Container>> = {
-            let containers = self.containers.borrow();
-            containers.values().flatten().cloned().collect()
-        };
-        let mut ended: Result<(), ContainerError> = Ok(());
-        for container in containers {
-            // Data is written back even if a process does not end.
-            ended = ended.and(container.end_all().await);
+    async fn leave(&self, id: &str) -> Reply {
+        let removed = self.remove(id).await;
+        // Even if a process does not end.
+        let last = self.containers.borrow().keys().all(|other| other == id);
+        if last {
+            self.over.set(true);
+            self.share.write_back();
+        } else {
+            self.share.release_unused();
         }
-        self.share.write_back();
-        ended?;
-        Ok(Answer::Done)
+        removed?;
+        Ok(Answer::Left { last })
     }
 }
 

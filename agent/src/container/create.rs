@@ -28,20 +28,21 @@ pub struct Place<'a> {
 }
 
 impl Container {
-    /// Builds a container up to the point where its init process waits before `exec`. On failure
-    /// nothing is left of it.
+    /// Builds a container up to the point where its init process waits before `exec`; `init` finds
+    /// that process of a container whose namespace is to be joined. On failure nothing is left.
     ///
     /// # Errors
     /// [`ContainerError`].
     pub async fn create(
         host: Host<'_>,
         wanted: CreateContainer,
+        init: impl Fn(&str) -> Option<Rc<process::Process>>,
     ) -> Result<Rc<Self>, ContainerError> {
         if !valid_id(&wanted.id) {
             return Err(ContainerError::Id(wanted.id));
         }
         let has_mappings = !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty();
-        let namespaces = Namespaces::open(&wanted.namespaces, has_mappings)?;
+        let namespaces = Namespaces::open(&wanted.namespaces, has_mappings, init)?;
         let rules = Rules {
             seccomp: wanted.seccomp.clone(),
             personality: wanted.personality,

@@ -419,7 +419,7 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
         domainname: String::new(),
         namespaces: namespaces
             .into_iter()
-            .map(|kind| Namespace { kind, path: None })
+            .map(|kind| Namespace { kind, of: None })
             .collect(),
         uid_mappings: Vec::new(),
         gid_mappings: Vec::new(),

@@ -5,6 +5,7 @@ use std::thread;
 
 use lazaret_protocol::agent::{Answer, ExitStatus, FailureKind, Request, StdStream};
 use lazaret_protocol::container::{NamespaceKind, Stdio};
+use lazaret_protocol::frame;
 
 use crate::harness::{Agent, container, exec, init, process, shell};
 
@@ -342,15 +343,49 @@ fn many_containers_at_once_leave_nothing() {
 }
 
 #[test]
-fn shutdown_ends_everything() {
+fn the_last_to_leave_closes_the_sandbox() {
     let agent = Agent::start();
     for id in ["a", "b"] {
         agent.create(&container(id, shell("sleep 1000"))).unwrap();
         agent.start_container(id).unwrap();
     }
-    assert_eq!(agent.call(&Request::Shutdown), Ok(Answer::Done));
-    assert_eq!(agent.wait(&init("a")), ExitStatus::Signaled(9));
-    agent.wait_until(|| agent.processes().is_empty());
-    agent.remove("a");
+    let leave = |id: &str| {
+        agent.call(&Request::Leave {
+            container: id.to_owned(),
+        })
+    };
+    assert_eq!(leave("a"), Ok(Answer::Left { last: false }));
+    assert_eq!(agent.processes().len(), 1);
+    agent.create(&container("c", shell("exit"))).unwrap();
+    assert_eq!(leave("c"), Ok(Answer::Left { last: false }));
+    assert_eq!(leave("b"), Ok(Answer::Left { last: true }));
+    assert!(agent.processes().is_empty());
+    assert!(agent.cgroups().is_empty());
+    let failure = agent.create(&container("d", shell("exit"))).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::State);
+    assert_eq!(failure.message, "the sandbox is ending");
+}
+
+#[test]
+fn a_container_ends_with_who_stands_for_it() {
+    let agent = Agent::start();
+    for id in ["a", "b"] {
+        agent.create(&container(id, shell("sleep 1000"))).unwrap();
+        agent.start_container(id).unwrap();
+    }
+    let begin = |request: &Request| {
+        let mut stream = agent.connect();
+        frame::write(&mut stream, request).unwrap();
+        stream
+    };
+    let monitor = begin(&Request::Wait { process: init("a") });
+    let beside = begin(&Request::WatchOom {
+        container: "b".to_owned(),
+        seen: 0,
+    });
+    drop((monitor, beside));
+    agent.wait_until(|| agent.processes().len() == 1);
+    let gone = || agent.call(&Request::Wait { process: init("a") }).is_err();
+    agent.wait_until(gone);
     agent.remove("b");
 }

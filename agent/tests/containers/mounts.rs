@@ -184,7 +184,7 @@ fn mounts_below_a_bind_have_flags_of_their_own_in_a_user_namespace() {
     let mut wanted = container("c", shell(&script.join("; ")));
     wanted.namespaces.push(Namespace {
         kind: NamespaceKind::User,
-        path: None,
+        of: None,
     });
     let mapping = IdMapping {
         container_id: 0,

@@ -85,6 +85,7 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         host_cgroup_v1: false,
         systemd_cgroup: false,
         caller: &caller,
+        joins: &[],
     };
     let plan = plan(&bundle, &Config::default(), circumstances).ok()?;
     Some(plan.warnings)

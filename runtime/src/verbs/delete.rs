@@ -10,6 +10,7 @@ use crate::{
     cli::{Delete, Global},
     host_cgroup,
     process::{self, ProcessId},
+    sandbox,
     state::{StateDir, StateError, Status},
 };
 
@@ -80,9 +81,11 @@ pub(super) fn kill(dir: &StateDir) {
 pub(super) fn destroy(dir: &StateDir) -> Result<(), VerbError> {
     let record = dir.read()?;
     if let Some(record) = &record {
-        // Once the monitor has ended the VM is ending, too: it holds the VM's lifeline.
         end(record.monitor, END_TIMEOUT);
-        end(record.vmm, END_TIMEOUT);
+        // With the last of its monitors the VM ends, too: they hold its lifelines.
+        if !sandbox::leave(dir, record)? {
+            end(record.vmm, END_TIMEOUT);
+        }
     }
     host_cgroup::remove(dir)?;
     dir.remove()?;

@@ -22,6 +22,7 @@ mod mounts;
 mod process;
 mod pty;
 mod rootfs;
+mod sandbox;
 mod scale;
 mod scheduling;
 mod seccomp;
@@ -64,6 +65,7 @@ const TOPICS: &[&Topic] = &[
     &rootfs::TOPIC,
     &differential::TOPIC,
     &joined::TOPIC,
+    &sandbox::TOPIC,
 ];
 
 /// Every case with its full name.
