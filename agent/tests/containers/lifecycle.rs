@@ -1,10 +1,12 @@
 //! From create to remove: states, signals, waiting, and what is left behind.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use lazaret_protocol::agent::{Answer, ExitStatus, FailureKind, Request, StdStream};
 use lazaret_protocol::container::{NamespaceKind, Stdio};
+use lazaret_protocol::frame;
 
 use crate::harness::{Agent, container, exec, init, process, shell};
 
@@ -353,4 +355,53 @@ fn shutdown_ends_everything() {
     agent.wait_until(|| agent.processes().is_empty());
     agent.remove("a");
     agent.remove("b");
+}
+
+/// What `start` and `run` do when a `poststart` hook fails, while the monitor shuts the guest down.
+#[test]
+fn kills_around_the_end_are_answered() {
+    const ROUNDS: u32 = 20;
+    let agent = Agent::start();
+    let kill = |id: &str| signal(id, libc::SIGKILL, true);
+    for number in 0..ROUNDS {
+        let id = format!("c{number}");
+        agent
+            .create(&container(&id, shell("sleep 1000 & sleep 1000")))
+            .unwrap();
+        agent.start_container(&id).unwrap();
+        thread::scope(|scope| {
+            let monitor = scope.spawn(|| {
+                assert_eq!(agent.wait(&init(&id)), ExitStatus::Signaled(9));
+                assert_eq!(agent.call(&Request::Shutdown), Ok(Answer::Done));
+            });
+            assert_eq!(agent.call(&kill(&id)), Ok(Answer::Done));
+            assert_eq!(agent.call(&kill(&id)), Ok(Answer::Done));
+            monitor.join().unwrap();
+        });
+        agent.remove(&id);
+    }
+    assert!(agent.processes().is_empty());
+}
+
+/// The agent has a descriptor for each caller that waits, and may run out of them.
+#[test]
+fn too_many_callers_wait_for_each_other() {
+    const CALLERS: usize = 100;
+    let agent = Agent::start();
+    agent.limit_descriptors(64);
+    agent.create(&container("c", shell("sleep 1000"))).unwrap();
+    agent.start_container("c").unwrap();
+    let waiting: Vec<UnixStream> = (0..CALLERS)
+        .map(|_| {
+            let mut connection = agent.connect();
+            let process = init("c");
+            frame::write(&mut connection, &Request::Wait { process }).unwrap();
+            connection
+        })
+        .collect();
+    drop(waiting);
+    let kill = signal("c", libc::SIGKILL, false);
+    assert_eq!(agent.call(&kill), Ok(Answer::Done));
+    assert_eq!(agent.wait(&init("c")), ExitStatus::Signaled(9));
+    agent.remove("c");
 }
