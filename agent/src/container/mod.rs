@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use lazaret_protocol::agent::{ExitStatus, Failure, ProcessRef};
+use lazaret_protocol::container::RLIMIT_NAMES;
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, prlimit};
 use rustix::thread::ThreadNameSpaceType;
@@ -344,14 +345,13 @@ fn set_limits(
             allow_descriptors(limit.hard);
         }
         let pid = i32::try_from(process.pid()).ok().and_then(Pid::from_raw);
-        let set = match RESOURCES.get(limit.resource as usize) {
-            Some((resource, _)) => prlimit(pid, *resource, new).map(|_| ()),
+        let number = limit.resource as usize;
+        let set = match RESOURCES.get(number) {
+            Some(resource) => prlimit(pid, *resource, new).map(|_| ()),
             None => Err(Errno::INVAL),
         };
         set.map_err(|errno| ContainerError::Limit {
-            name: RESOURCES
-                .get(limit.resource as usize)
-                .map_or("unknown", |(_, name)| name),
+            name: RLIMIT_NAMES.get(number).unwrap_or(&"unknown"),
             soft: limit.soft,
             hard: limit.hard,
             source: Os(errno),
@@ -371,25 +371,33 @@ fn allow_descriptors(count: u64) {
     }
 }
 
-/// Resources by their number.
-const RESOURCES: [(Resource, &str); 16] = [
-    (Resource::Cpu, "RLIMIT_CPU"),
-    (Resource::Fsize, "RLIMIT_FSIZE"),
-    (Resource::Data, "RLIMIT_DATA"),
-    (Resource::Stack, "RLIMIT_STACK"),
-    (Resource::Core, "RLIMIT_CORE"),
-    (Resource::Rss, "RLIMIT_RSS"),
-    (Resource::Nproc, "RLIMIT_NPROC"),
-    (Resource::Nofile, "RLIMIT_NOFILE"),
-    (Resource::Memlock, "RLIMIT_MEMLOCK"),
-    (Resource::As, "RLIMIT_AS"),
-    (Resource::Locks, "RLIMIT_LOCKS"),
-    (Resource::Sigpending, "RLIMIT_SIGPENDING"),
-    (Resource::Msgqueue, "RLIMIT_MSGQUEUE"),
-    (Resource::Nice, "RLIMIT_NICE"),
-    (Resource::Rtprio, "RLIMIT_RTPRIO"),
-    (Resource::Rttime, "RLIMIT_RTTIME"),
+/// All resources, each at its number.
+const RESOURCES: [Resource; RLIMIT_NAMES.len()] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Nofile,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
 ];
+
+const _: () = {
+    let mut number = 0;
+    while number < RESOURCES.len() {
+        assert!(RESOURCES[number] as usize == number);
+        number += 1;
+    }
+};
 
 /// What a container needs to be made and to make processes.
 #[derive(Debug, Clone, Copy)]
