@@ -13,9 +13,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use lazaret_protocol::agent::{ExitStatus, Failure, ProcessRef};
-use lazaret_protocol::container::RLIMIT_NAMES;
+use lazaret_protocol::container::{RLIMIT_NAMES, Rlimit};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, prlimit};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::bpf_compiler::Interpreted;
@@ -331,30 +331,23 @@ async fn prepared(
 
 /// Sets the limits of a child that has nothing left to do but to exec: its own work shall not run
 /// into them, and in a user namespace it could not raise them.
-fn set_limits(
-    process: &Process,
-    limits: &[lazaret_protocol::container::Rlimit],
-) -> Result<(), ContainerError> {
+fn set_limits(process: &Process, limits: &[Rlimit]) -> Result<(), ContainerError> {
     for limit in limits {
-        let finite = |value: u64| (value != u64::MAX).then_some(value);
-        let new = Rlimit {
-            current: finite(limit.soft),
-            maximum: finite(limit.hard),
-        };
         if limit.resource == libc::RLIMIT_NOFILE {
             allow_descriptors(limit.hard);
         }
-        let pid = i32::try_from(process.pid()).ok().and_then(Pid::from_raw);
-        let number = limit.resource as usize;
-        let set = match RESOURCES.get(number) {
-            Some(resource) => prlimit(pid, *resource, new).map(|_| ()),
-            None => Err(Errno::INVAL),
-        };
-        set.map_err(|errno| ContainerError::Limit {
-            name: RLIMIT_NAMES.get(number).unwrap_or(&"unknown"),
-            soft: limit.soft,
-            hard: limit.hard,
-            source: Os(errno),
+        let Rlimit {
+            resource,
+            soft,
+            hard,
+        } = *limit;
+        sys::set_limit(process.pid(), resource, soft, hard).map_err(|errno| {
+            ContainerError::Limit {
+                name: RLIMIT_NAMES.get(resource as usize).unwrap_or(&"unknown"),
+                soft,
+                hard,
+                source: Os(errno),
+            }
         })?;
     }
     Ok(())
@@ -370,34 +363,6 @@ fn allow_descriptors(count: u64) {
         let _ = std::fs::write("/proc/sys/fs/nr_open", count.to_string());
     }
 }
-
-/// All resources, each at its number.
-const RESOURCES: [Resource; RLIMIT_NAMES.len()] = [
-    Resource::Cpu,
-    Resource::Fsize,
-    Resource::Data,
-    Resource::Stack,
-    Resource::Core,
-    Resource::Rss,
-    Resource::Nproc,
-    Resource::Nofile,
-    Resource::Memlock,
-    Resource::As,
-    Resource::Locks,
-    Resource::Sigpending,
-    Resource::Msgqueue,
-    Resource::Nice,
-    Resource::Rtprio,
-    Resource::Rttime,
-];
-
-const _: () = {
-    let mut number = 0;
-    while number < RESOURCES.len() {
-        assert!(RESOURCES[number] as usize == number);
-        number += 1;
-    }
-};
 
 /// What a container needs to be made and to make processes.
 #[derive(Debug, Clone, Copy)]

@@ -17,7 +17,7 @@ use lazaret_protocol::agent::{
     Answer, ExitStatus, Failure, ProcessEntry, ProcessRef, Reply, Request, StdStream, TerminalSize,
 };
 use lazaret_protocol::container::{
-    Capabilities, Cgroup, CpuAffinity, CreateContainer, Mount, MountSource, Namespace,
+    Capabilities, Cgroup, CpuAffinity, CreateContainer, IdMapping, Mount, MountSource, Namespace,
     NamespaceKind, Process, Root, Stdio, User,
 };
 use lazaret_protocol::frame;
@@ -459,6 +459,21 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
         personality: None,
         process,
     }
+}
+
+/// Puts `container` into a user namespace whose root is 100000 outside.
+pub(crate) fn in_user_namespace(container: &mut CreateContainer) {
+    container.namespaces.push(Namespace {
+        kind: NamespaceKind::User,
+        path: None,
+    });
+    let mapping = IdMapping {
+        container_id: 0,
+        host_id: 100_000,
+        size: 65536,
+    };
+    container.uid_mappings = vec![mapping];
+    container.gid_mappings = vec![mapping];
 }
 
 pub(crate) fn filesystem(fs_type: &str, destination: &str, flags: u64, data: &str) -> Mount {

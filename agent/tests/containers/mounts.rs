@@ -3,11 +3,9 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
 
-use lazaret_protocol::container::{
-    DeviceKind, DeviceNode, IdMapping, MountSource, Namespace, NamespaceKind, Submount,
-};
+use lazaret_protocol::container::{DeviceKind, DeviceNode, MountSource, Submount};
 
-use crate::harness::{Agent, container, filesystem, mount, shell};
+use crate::harness::{Agent, container, filesystem, in_user_namespace, mount, shell};
 
 fn shared(path: &str) -> MountSource {
     MountSource::Share(path.to_owned())
@@ -182,17 +180,7 @@ fn mounts_below_a_bind_have_flags_of_their_own_in_a_user_namespace() {
     agent.mount_tmpfs(&source.join("mount"));
     let script = ["/data", "/data/mount", "/data/directory"].map(options_of);
     let mut wanted = container("c", shell(&script.join("; ")));
-    wanted.namespaces.push(Namespace {
-        kind: NamespaceKind::User,
-        path: None,
-    });
-    let mapping = IdMapping {
-        container_id: 0,
-        host_id: 100_000,
-        size: 65536,
-    };
-    wanted.uid_mappings = vec![mapping];
-    wanted.gid_mappings = vec![mapping];
+    in_user_namespace(&mut wanted);
     let rootfs = agent.rootfs("c");
     for name in ["", "tmp", "dev", "proc", "data"] {
         fs::create_dir_all(rootfs.join(name)).unwrap();
