@@ -41,8 +41,9 @@ const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
 /// Directory entries and inodes.
 const DROP_INODES: &str = "2";
 const BPF_COMPILER: &str = "/proc/sys/net/core/bpf_jit_enable";
-/// Soft and hard limit of open files a process gets if its container does not say: systemd's.
-const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// Open files the agent may have: about eight for each process it carries the streams of. What it
+/// starts gets the limits that come with it.
+const OPEN_FILES: u64 = 524_288;
 
 /// Kernel parameters that a usual host has set by systemd and programs rely on.
 const PARAMETERS: [(&str, &str); 4] = [
@@ -331,10 +332,9 @@ fn set_parameters() {
     for (name, value) in PARAMETERS {
         let _ = fs::write(Path::new("/proc/sys").join(name), value);
     }
-    let (soft, hard) = OPEN_FILES;
     let limit = Rlimit {
-        current: Some(soft),
-        maximum: Some(hard),
+        current: Some(OPEN_FILES),
+        maximum: Some(OPEN_FILES),
     };
     let _ = setrlimit(Resource::Nofile, limit);
 }

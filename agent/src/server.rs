@@ -17,6 +17,7 @@ use lazaret_protocol::frame::FrameError;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
+use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::connection::Connection;
@@ -39,6 +40,8 @@ struct Agent {
     containers: RefCell<HashMap<String, Option<Rc<Container>>>>,
     /// Whether the last container has left.
     over: Cell<bool>,
+    /// Told whenever a connection ends.
+    connection_ended: Notify,
 }
 
 /// What goes on after the reply.
@@ -65,6 +68,7 @@ pub fn serve(listener: OwnedFd, environment: Environment, share: Share) -> io::R
             reaper: Reaper::default(),
             containers: RefCell::default(),
             over: Cell::new(false),
+            connection_ended: Notify::new(),
         });
         let reaper = Rc::clone(&agent);
         tokio::try_join!(reaper.reaper.run(ended), accept_all(agent, listener)).map(|_| ())
@@ -83,11 +87,19 @@ async fn accept_all(agent: Rc<Agent>, listener: OwnedFd) -> io::Result<()> {
         match accepted {
             Ok(socket) => {
                 let agent = Rc::clone(&agent);
-                spawn_local(async move { agent.serve_connection(socket).await });
+                spawn_local(async move {
+                    agent.serve_connection(socket).await;
+                    agent.connection_ended.notify_one();
+                });
             }
             Err(error) => match Errno::from_io_error(&error) {
                 // The caller has gone away meanwhile.
                 Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
+                // The end of the agent would be the end of everybody's containers. Whoever calls
+                // waits in the backlog until another one is done.
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    agent.connection_ended.notified().await;
+                }
                 _ => return Err(error),
             },
         }

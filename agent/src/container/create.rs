@@ -3,7 +3,9 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
-use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Process, Stdio};
+use lazaret_protocol::container::{
+    CreateContainer, IdMapping, NamespaceKind, Process, Rlimit, Stdio,
+};
 use rustix::io::Errno;
 
 use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
@@ -234,7 +236,7 @@ async fn guide(
     launched: Launched,
     instructions: &Instructions,
     oom_score_adj: Option<i32>,
-    limits: &[lazaret_protocol::container::Rlimit],
+    limits: &[Rlimit],
 ) -> Result<(Rc<process::Process>, Connection), ContainerError> {
     let Launched {
         child,

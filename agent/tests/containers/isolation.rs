@@ -3,9 +3,9 @@
 use std::fs;
 
 use lazaret_protocol::agent::{FailureKind, StdStream};
-use lazaret_protocol::container::{DeviceKind, DeviceRule, IdMapping, Namespace, NamespaceKind};
+use lazaret_protocol::container::{DeviceKind, DeviceRule, Namespace, NamespaceKind};
 
-use crate::harness::{Agent, container, exec, init, shell};
+use crate::harness::{Agent, container, exec, in_user_namespace, init, shell};
 
 fn links(kinds: &str) -> String {
     format!("for n in {kinds}; do readlink /proc/self/ns/$n; done")
@@ -98,17 +98,7 @@ fn a_user_namespace_maps_ids() {
         inheritable: 0,
         ambient: 0,
     };
-    wanted.namespaces.push(Namespace {
-        kind: NamespaceKind::User,
-        of: None,
-    });
-    let mapping = IdMapping {
-        container_id: 0,
-        host_id: 100_000,
-        size: 65536,
-    };
-    wanted.uid_mappings = vec![mapping];
-    wanted.gid_mappings = vec![mapping];
+    in_user_namespace(&mut wanted);
     wanted.masked_paths.push("/proc/keys".to_owned());
     let rootfs = agent.rootfs("c");
     fs::write(rootfs.join("mine"), "").unwrap();
