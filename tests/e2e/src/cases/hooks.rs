@@ -367,10 +367,14 @@ fn filter_kills_one_in_the_container(test: &Test) -> Result<()> {
     let hook = probe(PROBE, "make-directory", &["/work/made"]);
     bundle.set("/hooks", json!({ "startContainer": [hook] }));
     let words = ["error running hook #0: signal: bad system call"];
-    test.runtime.create(&bundle)?.succeed()?;
-    check(test, test.runtime.start(&bundle.id).output()?, &words)?;
-    test.runtime.wait_for_end(&bundle.id)?;
-    test.runtime.delete(&bundle.id).succeed()?;
+    // Without privileges to gain, the filter could be left to the last moment: too late.
+    for no_new_privileges in [false, true] {
+        bundle.set("/process/noNewPrivileges", json!(no_new_privileges));
+        test.runtime.create(&bundle)?.succeed()?;
+        check(test, test.runtime.start(&bundle.id).output()?, &words)?;
+        test.runtime.wait_for_end(&bundle.id)?;
+        test.runtime.delete(&bundle.id).succeed()?;
+    }
     Ok(())
 }
 

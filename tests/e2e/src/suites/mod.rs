@@ -6,6 +6,7 @@
 //! runtime, apart from the one list of exceptions. It must know nothing of the runtime under test
 //! but the path of its program.
 
+mod batch;
 mod bats;
 mod lists;
 mod python;
@@ -20,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use nix::sched::CloneFlags;
 use rustix::{
@@ -33,7 +34,7 @@ use self::{
     tap::{Outcome, Seen},
     verdict::{Verdict, Word},
 };
-use crate::{leaks, patience, suite::Shard};
+use crate::{patience, suite::Shard};
 
 /// A control group beside the containers', as every host with an init system has one: runc's suite
 /// looks into any to learn whether there is a freezer.
@@ -59,7 +60,7 @@ struct Options {
     /// Only cases whose `file::name` contains this; may be repeated.
     #[arg(long = "filter")]
     filters: Vec<String>,
-    /// Run only every N-th case, from the K-th on.
+    /// Run only the K-th of N parts of the files.
     #[arg(long, value_name = "K/N", default_value = "1/1")]
     shard: Shard,
     /// Multiply every deadline by this, on a machine that is slow or busy.
@@ -125,14 +126,18 @@ impl Suite {
         }
     }
 
-    /// Runs a case, and ends everything that it left running.
-    fn run(self, setting: &Setting, file: &str, name: &str) -> Result<Seen> {
-        let seen = match self {
-            Self::Runc => bats::run(setting, file, name),
-            Self::Crun => python::run(setting, file, name),
-        };
-        leaks::end_descendants()?;
-        seen
+    /// Runs cases of a file, and ends everything that they left running.
+    fn run(
+        self,
+        setting: &Setting,
+        file: &str,
+        names: &[&str],
+        each: impl FnMut(Seen),
+    ) -> Result<()> {
+        match self {
+            Self::Runc => bats::run(setting, file, names, each),
+            Self::Crun => python::run(setting, file, names, each),
+        }
     }
 }
 
@@ -250,14 +255,20 @@ impl Options {
         let chosen = |case: &&String| {
             self.filters.is_empty() || self.filters.iter().any(|filter| case.contains(filter))
         };
+        let files = lists::by_file(expectations.cases.iter().filter(chosen))?;
         let mut verdicts = Vec::new();
-        for case in self.shard.part(expectations.cases.iter().filter(chosen)) {
-            let (file, name) = case.split_once("::").context("a case without a file")?;
-            let seen = suite.run(setting, file, name)?;
-            let exception = exceptions.iter().find(|exception| exception.case == *case);
-            let verdict = Verdict::new(suite, case.clone(), seen, exception);
-            println!("{verdict}");
-            verdicts.push(verdict);
+        for (file, names) in self.shard.balanced(files) {
+            let known = suite.list(setting, file)?;
+            if let Some(unknown) = names.iter().find(|name| !known.iter().any(|k| k == *name)) {
+                bail!("{}'s suite has no case {file}::{unknown}", suite.name());
+            }
+            suite.run(setting, file, &names, |seen| {
+                let case = format!("{file}::{}", seen.name);
+                let exception = exceptions.iter().find(|exception| exception.case == case);
+                let verdict = Verdict::new(suite, case, seen, exception);
+                println!("{verdict}");
+                verdicts.push(verdict);
+            })?;
         }
         Ok(verdicts)
     }
@@ -296,18 +307,19 @@ fn find(name: &str) -> Result<PathBuf> {
 fn record(suite: Suite, setting: &Setting, directory: &Path) -> Result<()> {
     let mut text = String::new();
     for file in suite.files(setting)? {
-        for name in suite.list(setting, &file)? {
-            let seen = suite.run(setting, &file, &name)?;
+        let names = suite.list(setting, &file)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        suite.run(setting, &file, &names, |seen| {
             let reason = match &seen.outcome {
                 Outcome::Passed => {
-                    writeln!(text, "{file}::{name}")?;
-                    continue;
+                    writeln!(text, "{file}::{}", seen.name).ok();
+                    return;
                 }
                 Outcome::Skipped(reason) => format!("skipped: {reason}"),
                 Outcome::Failed => format!("failed:\n{}", seen.said),
             };
-            println!("{} {file}::{name}: {reason}", suite.name());
-        }
+            println!("{} {file}::{}: {reason}", suite.name(), seen.name);
+        })?;
     }
     let path = directory.join(format!("{}.cases", suite.name()));
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))
