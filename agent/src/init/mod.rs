@@ -155,7 +155,7 @@ fn run(channel: &mut UnixStream) -> Result<(), InitError> {
     if !hooks.hooks.is_empty() {
         // As in runc, what filters the program filters its hooks.
         load(program.filter.take())?;
-        hooks::run(&hooks)?;
+        hooks::run(&hooks, &program.environment)?;
     }
     Err(execute(program))
 }

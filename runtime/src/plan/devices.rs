@@ -174,7 +174,8 @@ fn rule(device: &LinuxDeviceCgroup, field: &str) -> Result<DeviceRule, PlanError
         None | Some("") => "rwm",
         Some(access) => access,
     };
-    if access.chars().any(|c| !"rwm".contains(c)) {
+    // As runc, which does not look at what is denied anyway.
+    if device.allow() && access.chars().any(|c| !"rwm".contains(c)) {
         return Err(PlanError::invalid(
             format!("{field}.access"),
             "must consist of r, w and m",

@@ -30,7 +30,7 @@ use rustix::{
 };
 
 use self::{
-    lists::{Exception, Expectations},
+    lists::{Cause, Exception, Expectations},
     tap::{Outcome, Seen},
     verdict::{Verdict, Word},
 };
@@ -39,6 +39,9 @@ use crate::{patience, suite::Shard};
 /// A control group beside the containers', as every host with an init system has one: runc's suite
 /// looks into any to learn whether there is a freezer.
 const CONTROL_GROUP: &str = "/sys/fs/cgroup/lazaret-suites";
+
+/// Where the cases find programs: those of the packages and no others of the same name.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Size of the disk that the machine is given: runc's suite passes the first one to a container.
 const DISK_BYTES: u64 = 1 << 20;
@@ -66,10 +69,14 @@ struct Options {
     /// Multiply every deadline by this, on a machine that is slow or busy.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     patience: u32,
+    /// Run the cases that cannot hold as well, which must fail.
+    #[arg(long)]
+    impossible: bool,
     /// Run every case of the suite and write the names of those that pass into this directory.
     #[arg(long, value_name = "DIR", conflicts_with = "filters")]
     record: Option<PathBuf>,
-    /// Print everything that the failed cases said, not only the end of it.
+    /// Print everything that the failed cases said, not only the end of it, and what the excepted ones
+    /// said.
     #[arg(long)]
     verbose: bool,
     /// Directory on which a tmpfs for the cases is mounted.
@@ -155,12 +162,12 @@ impl Setting {
     /// A command with the environment that all cases share.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let kept = ["PATH", "LAZARET_CONFIG"]
-            .iter()
-            .filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let name = "LAZARET_CONFIG";
+        let kept = std::env::var_os(name).map(|value| (name, value));
         command
             .env_clear()
             .envs(kept)
+            .env("PATH", PATH)
             .env("HOME", "/root")
             .env("TERM", "xterm")
             .env("TMPDIR", &self.scratch);
@@ -252,8 +259,14 @@ impl Options {
             Some(_) => &expectations.exceptions,
             None => &[],
         };
+        let is_possible = |case: &String| {
+            let exception = exceptions.iter().find(|exception| exception.case == *case);
+            exception.is_none_or(|exception| exception.cause != Cause::Never)
+        };
         let chosen = |case: &&String| {
-            self.filters.is_empty() || self.filters.iter().any(|filter| case.contains(filter))
+            (self.impossible || is_possible(case))
+                && (self.filters.is_empty()
+                    || self.filters.iter().any(|filter| case.contains(filter)))
         };
         let files = lists::by_file(expectations.cases.iter().filter(chosen))?;
         let mut verdicts = Vec::new();
@@ -276,7 +289,10 @@ impl Options {
     fn report(&self, verdicts: &[Verdict], elapsed: Duration) -> ExitCode {
         println!("\nin {:.0} s", elapsed.as_secs_f64());
         let of = |word| verdicts.iter().filter(move |verdict| verdict.word == word);
-        for verdict in of(Word::Failed) {
+        let excepted = verdicts.iter().filter(|verdict| {
+            self.verbose && matches!(verdict.word, Word::Excepted | Word::Pending)
+        });
+        for verdict in of(Word::Failed).chain(excepted) {
             println!("{}", verdict.explained(self.verbose));
         }
         let failed = of(Word::Failed).count();

@@ -86,7 +86,8 @@ impl Report {
     }
 
     fn add_line(&mut self, line: &str) {
-        if let Some(mut seen) = result(line) {
+        if let Some((before, mut seen)) = self.result(line) {
+            self.rest.push_str(before);
             seen.took = self.since.elapsed();
             self.since = Instant::now();
             if self.order == Order::ResultLast {
@@ -104,6 +105,17 @@ impl Report {
         };
         said.push_str(comment);
         said.push('\n');
+    }
+
+    /// The result in a line and what stands before it: what is said before a result may lack the end
+    /// of its last line.
+    fn result<'a>(&self, line: &'a str) -> Option<(&'a str, Seen)> {
+        let starts = line.rmatch_indices("ok ").map(|(at, _)| at);
+        let starts = starts.filter(|_| self.order == Order::ResultLast);
+        starts.chain([0]).find_map(|at| {
+            let at = line[..at].strip_suffix("not ").map_or(at, str::len);
+            Some((&line[..at], result(&line[at..])?))
+        })
     }
 
     /// Takes the cases of which nothing more is to come.
@@ -195,10 +207,11 @@ mod tests {
 
     #[test]
     fn what_crun_writes_is_read() {
-        let text = "1..2\nwrong owner\nnot ok 1 - mount-ro\nok 2 - sd-notify #SKIP\nbye\n";
+        let text = "1..2\nwrong ownernot ok 1 - mount-ro\nok 2 - sd-notify #SKIP\nbye\n";
         let (seen, rest) = read(text, Order::ResultLast);
         assert_eq!(seen[0].name, "mount-ro");
-        assert_eq!(seen[0].said, "1..2\nwrong owner\n");
+        assert_eq!(seen[0].said, "1..2\nwrong owner");
+        assert_eq!(seen[0].outcome, Outcome::Failed);
         assert_eq!(seen[1].outcome, Outcome::Skipped(String::new()));
         assert_eq!(rest, "bye\n");
     }
