@@ -14,6 +14,7 @@ pub mod cgroup;
 pub mod connection;
 pub mod container;
 pub mod device_filter;
+pub mod device_node;
 pub mod errno;
 pub mod guest;
 pub mod init;

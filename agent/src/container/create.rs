@@ -11,6 +11,7 @@ use rustix::io::Errno;
 use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
+use crate::device_node;
 use crate::errno::Os;
 use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions, Rules};
 use crate::launch::{self, LaunchError, Launched, Mappings, Plan};
@@ -102,6 +103,7 @@ impl Container {
         }
         let mut root_tree = None;
         let mut trees = Vec::new();
+        let mut nodes = Vec::new();
         if new_user {
             // A new user namespace has no rights over the guest's mounts.
             let share = &environment.share;
@@ -110,6 +112,9 @@ impl Container {
             for mount in &wanted.mounts {
                 let tree = mounts::clone_source(share, mount)?;
                 trees.push(tree.map(|tree| pass(tree.as_fd())).transpose()?);
+            }
+            for node in device_node::make_all(&wanted)? {
+                nodes.push(node.map(|node| pass(node.as_fd())).transpose()?);
             }
             let root_id = |mappings: &[IdMapping]| root_id(mappings);
             cgroup.delegate(root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings))?;
@@ -142,6 +147,7 @@ impl Container {
             joined,
             root_tree,
             trees,
+            nodes,
         }));
         let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
         Ok((id, process, channel))
@@ -198,20 +204,23 @@ impl Container {
                 mappings: None,
             })
         };
-        let below = match below {
+        let chosen = match below {
             "" => None,
             path => Some(self.cgroup.open_below(path)?),
         };
-        let launched = match launch(below.as_ref().map_or(self.cgroup.as_fd(), AsFd::as_fd)) {
+        let launched = match launch(chosen.as_ref().map_or(self.cgroup.as_fd(), AsFd::as_fd)) {
             // The container made cgroups below its own, which may then hold no process itself.
-            Err(LaunchError::Clone(Os(Errno::BUSY))) if below.is_none() => {
+            Err(LaunchError::Clone(Os(Errno::BUSY))) if chosen.is_none() => {
                 let mount = &host.environment.cgroup_mount;
                 let cgroup = cgroup::open_cgroup_of(self.init.pid(), mount);
                 let cgroup = cgroup.map_err(LaunchError::Clone)?;
-                launch(cgroup.as_fd())
+                launch(cgroup.as_fd())?
             }
-            launched => launched,
-        }?;
+            Err(LaunchError::Clone(Os(Errno::BUSY))) => {
+                return Err(self.cgroup.refused(below, Errno::BUSY).into());
+            }
+            launched => launched?,
+        };
         let limits = wanted.rlimits.clone();
         let score = wanted.oom_score_adj;
         let _interpreted = host.interpreted(self.rules.seccomp.is_some());

@@ -64,6 +64,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) host_cpus: u64,
     /// Whether this machine's cgroups are version 1, be it beside version 2.
     pub(crate) host_cgroup_v1: bool,
+    /// Whether this machine has the block device of these numbers.
+    pub(crate) host_has_block_device: fn(u32, u32) -> bool,
     /// Whether the sandbox is to be a unit of systemd's.
     pub(crate) systemd_cgroup: bool,
     /// What is inherited where the bundle does not say.
@@ -228,7 +230,7 @@ pub(crate) fn plan(
         uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
         gid_mappings: id_mappings(linux.and_then(|linux| linux.gid_mappings().as_ref())),
         mounts: mounts.mounts,
-        devices: devices::nodes(linux)?,
+        devices: devices::nodes(linux, circumstances)?,
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: kernel_parameters::kernel_parameters(linux)?,

@@ -256,6 +256,9 @@ pub(super) fn circumstances<'a>(id: &'a str, caller: &'a Caller) -> Circumstance
         host_memory_mib: bytes >> 20,
         host_cpus: cpus.into(),
         host_cgroup_v1: false,
+        host_has_block_device: |major, minor| {
+            Path::new(&format!("/sys/dev/block/{major}:{minor}")).exists()
+        },
         systemd_cgroup: false,
         caller,
         joins: &[],
