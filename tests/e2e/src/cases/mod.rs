@@ -19,6 +19,7 @@ mod linux;
 mod mount_flags;
 mod mount_options;
 mod mounts;
+mod podman;
 mod process;
 mod pty;
 mod rootfs;
@@ -64,6 +65,7 @@ const TOPICS: &[&Topic] = &[
     &rootfs::TOPIC,
     &differential::TOPIC,
     &joined::TOPIC,
+    &podman::TOPIC,
 ];
 
 /// Every case with its full name.
