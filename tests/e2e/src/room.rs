@@ -112,11 +112,11 @@ impl Room {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder.id()))
     }
 
-    /// Demands that no container is left of which the runtime knows, and that the engine's control
-    /// group has none; takes away what the engine itself keeps there.
-    pub(crate) fn is_clean(&self, runtime: Kind) -> Result<()> {
+    /// Demands that no container is left of which the runtime knows, with the engine's `--root`, and
+    /// that the engine's control group has none; takes away what the engine itself keeps there.
+    pub(crate) fn is_clean(&self, runtime: Kind, root: &str) -> Result<()> {
         let left = self
-            .command(&[runtime.name(), "list", "--quiet"])
+            .command(&[runtime.name(), "--root", root, "list", "--quiet"])
             .succeed()?;
         ensure!(
             left.stdout.is_empty(),

@@ -6,6 +6,7 @@ mod cleanup;
 mod crash;
 mod devices;
 mod differential;
+mod engines;
 mod errors;
 mod exec;
 mod exit;
@@ -19,7 +20,6 @@ mod linux;
 mod mount_flags;
 mod mount_options;
 mod mounts;
-mod podman;
 mod process;
 mod pty;
 mod rootfs;
@@ -65,7 +65,7 @@ const TOPICS: &[&Topic] = &[
     &rootfs::TOPIC,
     &differential::TOPIC,
     &joined::TOPIC,
-    &podman::TOPIC,
+    &engines::podman::TOPIC,
 ];
 
 /// Every case with its full name.
