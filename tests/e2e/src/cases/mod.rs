@@ -6,6 +6,7 @@ mod cleanup;
 mod crash;
 mod devices;
 mod differential;
+mod engines;
 mod errors;
 mod exec;
 mod exit;
@@ -66,6 +67,7 @@ const TOPICS: &[&Topic] = &[
     &differential::TOPIC,
     &joined::TOPIC,
     &sandbox::TOPIC,
+    &engines::podman::TOPIC,
 ];
 
 /// Every case with its full name.
