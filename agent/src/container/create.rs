@@ -1,6 +1,7 @@
 //! How containers and further processes come to be: the agent's half of the work.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::rc::Rc;
 
 use lazaret_protocol::container::{
@@ -28,6 +29,28 @@ pub struct Place<'a> {
     pub cgroup: &'a str,
     /// Whether a paused container takes it.
     pub ignore_paused: bool,
+}
+
+/// Descriptors that a child finds under the numbers they have here.
+#[derive(Default)]
+struct Inherited(Vec<OwnedFd>);
+
+impl Inherited {
+    /// Adds a duplicate of `fd`; returns its number.
+    fn pass(&mut self, fd: BorrowedFd<'_>) -> Result<RawFd, LaunchError> {
+        let fd = launch::inheritable(fd)?;
+        let number = fd.as_raw_fd();
+        self.0.push(fd);
+        Ok(number)
+    }
+}
+
+/// What is made for a child that has no right to make it.
+#[derive(Default)]
+struct Made {
+    root_tree: Option<RawFd>,
+    trees: Vec<Option<RawFd>>,
+    nodes: Vec<Option<RawFd>>,
 }
 
 impl Container {
@@ -88,34 +111,16 @@ impl Container {
     ) -> Result<(String, Rc<process::Process>, Connection), ContainerError> {
         let environment = host.environment;
         let new_user = namespaces.is_new(NamespaceKind::User);
-        let mut inherited: Vec<OwnedFd> = Vec::new();
-        let mut pass = |fd: BorrowedFd<'_>| -> Result<RawFd, LaunchError> {
-            let fd = launch::inheritable(fd)?;
-            let number = fd.as_raw_fd();
-            inherited.push(fd);
-            Ok(number)
-        };
+        let mut inherited = Inherited::default();
         let mut joined = Vec::new();
         for (kind, fd) in &namespaces.joined {
             if *kind != NamespaceKind::Pid {
-                joined.push((*kind, pass(fd.as_fd())?));
+                joined.push((*kind, inherited.pass(fd.as_fd())?));
             }
         }
-        let mut root_tree = None;
-        let mut trees = Vec::new();
-        let mut nodes = Vec::new();
+        let mut made = Made::default();
         if new_user {
-            // A new user namespace has no rights over the guest's mounts.
-            let share = &environment.share;
-            let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
-            root_tree = Some(pass(root.as_fd())?);
-            for mount in &wanted.mounts {
-                let tree = mounts::clone_source(share, mount)?;
-                trees.push(tree.map(|tree| pass(tree.as_fd())).transpose()?);
-            }
-            for node in device_node::make_all(&wanted)? {
-                nodes.push(node.map(|node| pass(node.as_fd())).transpose()?);
-            }
+            made = make_for_user_namespace(&environment.share, &wanted, &mut inherited)?;
             let root_id = |mappings: &[IdMapping]| root_id(mappings);
             cgroup.delegate(root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings))?;
         }
@@ -128,7 +133,7 @@ impl Container {
                 .is_new(NamespaceKind::Time)
                 .then_some(&wanted.time_offsets),
             stdio: stdio_of(&wanted.process),
-            inherited: &inherited,
+            inherited: &inherited.0,
             mappings: new_user.then_some(Mappings {
                 uid: &wanted.uid_mappings,
                 gid: &wanted.gid_mappings,
@@ -145,9 +150,9 @@ impl Container {
             staging: environment.staging.display().to_string(),
             cgroup: cgroup.path().display().to_string(),
             joined,
-            root_tree,
-            trees,
-            nodes,
+            root_tree: made.root_tree,
+            trees: made.trees,
+            nodes: made.nodes,
         }));
         let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
         Ok((id, process, channel))
@@ -237,6 +242,28 @@ impl Container {
             Err(error) => Err(abandon(&process, error).await),
         }
     }
+}
+
+/// Makes what a child in a new user namespace, which has no rights over the guest's mounts and
+/// devices, needs of them.
+fn make_for_user_namespace(
+    share: &Path,
+    wanted: &CreateContainer,
+    inherited: &mut Inherited,
+) -> Result<Made, ContainerError> {
+    let mut made = Made::default();
+    let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
+    made.root_tree = Some(inherited.pass(root.as_fd())?);
+    for mount in &wanted.mounts {
+        let tree = mounts::clone_source(share, mount)?;
+        let tree = tree.map(|tree| inherited.pass(tree.as_fd())).transpose()?;
+        made.trees.push(tree);
+    }
+    for node in device_node::make_all(wanted)? {
+        let node = node.map(|node| inherited.pass(node.as_fd())).transpose()?;
+        made.nodes.push(node);
+    }
+    Ok(made)
 }
 
 /// Takes a child from its birth to the point where only `exec` is left. On failure it is gone.
