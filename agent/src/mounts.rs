@@ -250,7 +250,10 @@ pub fn clone_shared(share: &Path, path: &str, recursive: bool) -> Result<OwnedFd
 }
 
 /// `open_tree(2)` with `OPEN_TREE_CLONE`; an empty path means `directory` itself.
-fn clone_tree(
+///
+/// # Errors
+/// The kernel's answer.
+pub fn clone_tree(
     directory: BorrowedFd<'_>,
     path: impl rustix::path::Arg,
     recursive: bool,
@@ -308,11 +311,28 @@ pub fn bind_over(
 ) -> Result<(), MountError> {
     clone_tree(source, "", false)
         .and_then(|tree| move_tree(tree.as_fd(), destination))
-        .map_err(|errno| MountError::Protect {
-            action: "bind on",
-            path: path.to_owned(),
-            source: Os(errno),
-        })
+        .map_err(on_bind(path))
+}
+
+/// Attaches an unattached mount at `destination`, which is `path` in the container.
+///
+/// # Errors
+/// [`MountError::Protect`].
+pub fn place_over(
+    tree: BorrowedFd<'_>,
+    destination: BorrowedFd<'_>,
+    path: &str,
+) -> Result<(), MountError> {
+    move_tree(tree, destination).map_err(on_bind(path))
+}
+
+fn on_bind(path: &str) -> impl FnOnce(Errno) -> MountError {
+    let path = path.to_owned();
+    |errno| MountError::Protect {
+        action: "bind on",
+        path,
+        source: Os(errno),
+    }
 }
 
 /// Mounts a new instance of a file system. A tmpfs, and whatever is at `/dev`, is writable until

@@ -102,8 +102,8 @@ pub struct Root {
 pub struct Namespace {
     /// Its kind.
     pub kind: NamespaceKind,
-    /// A guest path whose namespace is joined; `None` makes a new one.
-    pub path: Option<String>,
+    /// Id of the container of the same sandbox whose namespace is joined; `None` makes a new one.
+    pub of: Option<String>,
 }
 
 /// Kinds of namespaces (`namespaces(7)`).

@@ -19,8 +19,8 @@ pub struct Hook {
     pub path: String,
     /// Its arguments, the name of the program included; empty stands for the path alone.
     pub args: Vec<String>,
-    /// Its whole environment, names and values.
-    pub env: Vec<(String, String)>,
+    /// Its whole environment, names and values; `None` is that of who runs it.
+    pub env: Option<Vec<(String, String)>>,
     /// Seconds after which it is killed and has failed, at least 1; `None` waits for ever.
     pub timeout_s: Option<u64>,
 }

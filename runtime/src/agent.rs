@@ -29,7 +29,7 @@ use tokio::io::AsyncReadExt as _;
 /// Name of the vsock device's socket in the state directory.
 pub(crate) const SOCKET: &str = "vsock.sock";
 
-/// How long a verb waits for an answer. The longest honest call is `Shutdown`, which writes all
+/// How long a verb waits for an answer. The longest honest call is `Leave`, which writes all
 /// data back.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 

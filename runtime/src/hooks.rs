@@ -229,11 +229,13 @@ fn command(hook: &Hook, place: Place<'_>, streams: [&File; 3]) -> Result<Command
     command
         .arg0(hook.args.first().unwrap_or(&hook.path))
         .args(hook.args.iter().skip(1))
-        .env_clear()
-        .envs(hook.env.iter().map(|(name, value)| (name, value)))
         .stdin(input.map_err(failed())?)
         .stdout(output.map_err(failed())?)
         .stderr(errors.map_err(failed())?);
+    if let Some(env) = &hook.env {
+        let env = env.iter().map(|(name, value)| (name, value));
+        command.env_clear().envs(env);
+    }
     let namespace = place.mount_namespace.map(|fd| fd.try_clone_to_owned());
     let namespace = namespace.transpose().map_err(failed())?;
     sys::place_child(&mut command, namespace, place.directory)

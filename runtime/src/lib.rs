@@ -22,6 +22,7 @@ mod log;
 mod monitor;
 mod plan;
 mod process;
+mod sandbox;
 mod seccomp;
 mod share;
 mod signals;

@@ -432,7 +432,7 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
         domainname: String::new(),
         namespaces: namespaces
             .into_iter()
-            .map(|kind| Namespace { kind, path: None })
+            .map(|kind| Namespace { kind, of: None })
             .collect(),
         uid_mappings: Vec::new(),
         gid_mappings: Vec::new(),
@@ -465,7 +465,7 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
 pub(crate) fn in_user_namespace(container: &mut CreateContainer) {
     container.namespaces.push(Namespace {
         kind: NamespaceKind::User,
-        path: None,
+        of: None,
     });
     let mapping = IdMapping {
         container_id: 0,

@@ -10,6 +10,7 @@ use crate::{
     cli::{Delete, Global},
     host_cgroup,
     process::{self, ProcessId},
+    sandbox,
     state::{StateDir, StateError, Status},
 };
 
@@ -85,9 +86,11 @@ pub(super) fn kill(dir: &StateDir) {
 pub(super) fn destroy(dir: &StateDir) -> Result<(), VerbError> {
     let record = dir.read()?;
     if let Some(record) = &record {
-        // Once the monitor has ended the VM is ending, too: it holds the VM's lifeline.
         end("monitor", record.monitor);
-        end("VMM", record.vmm);
+        // With the last of its monitors the VM ends, too: they hold its lifelines.
+        if !sandbox::leave(dir, record)? {
+            end("VMM", record.vmm);
+        }
     }
     host_cgroup::remove(dir)?;
     dir.remove()?;
