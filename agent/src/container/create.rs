@@ -132,6 +132,7 @@ impl Container {
             }),
         })?;
         drop(inherited);
+        let nodes_count = nodes.len();
         let id = wanted.id.clone();
         let limits = wanted.process.rlimits.clone();
         let score = wanted.process.oom_score_adj;
@@ -146,7 +147,9 @@ impl Container {
             trees,
             nodes,
         }));
-        let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
+        let guided = guide(host, launched, &instructions, score, &limits).await;
+        device_node::remove_all(&id, nodes_count);
+        let (process, channel) = guided?;
         Ok((id, process, channel))
     }
 
