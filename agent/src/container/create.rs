@@ -1,6 +1,7 @@
 //! How containers and further processes come to be: the agent's half of the work.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::rc::Rc;
 
 use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Process, Stdio};
@@ -26,6 +27,37 @@ pub struct Place<'a> {
     pub cgroup: &'a str,
     /// Whether a paused container takes it.
     pub ignore_paused: bool,
+}
+
+/// Unattached mounts for a child in a new user namespace, which has no rights over the guest's.
+/// Numbers are descriptors it inherits.
+#[derive(Debug, Default)]
+struct Mounts {
+    root_tree: Option<RawFd>,
+    trees: Vec<Option<RawFd>>,
+    nodes: Vec<Option<RawFd>>,
+}
+
+impl Mounts {
+    fn pass(
+        share: &Path,
+        wanted: &CreateContainer,
+        mut pass: impl FnMut(BorrowedFd<'_>) -> Result<RawFd, LaunchError>,
+    ) -> Result<Self, ContainerError> {
+        let mut pass = |mount: Option<OwnedFd>| mount.map(|mount| pass(mount.as_fd())).transpose();
+        let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
+        let root_tree = pass(Some(root))?;
+        let mut trees = Vec::new();
+        for mount in &wanted.mounts {
+            trees.push(pass(mounts::clone_source(share, mount)?)?);
+        }
+        let nodes = device_node::make_all(wanted)?;
+        Ok(Self {
+            root_tree,
+            trees,
+            nodes: nodes.into_iter().map(pass).collect::<Result<_, _>>()?,
+        })
+    }
 }
 
 impl Container {
@@ -98,21 +130,9 @@ impl Container {
                 joined.push((*kind, pass(fd.as_fd())?));
             }
         }
-        let mut root_tree = None;
-        let mut trees = Vec::new();
-        let mut nodes = Vec::new();
+        let mut mounts = Mounts::default();
         if new_user {
-            // A new user namespace has no rights over the guest's mounts.
-            let share = &environment.share;
-            let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
-            root_tree = Some(pass(root.as_fd())?);
-            for mount in &wanted.mounts {
-                let tree = mounts::clone_source(share, mount)?;
-                trees.push(tree.map(|tree| pass(tree.as_fd())).transpose()?);
-            }
-            for node in device_node::make_all(&wanted)? {
-                nodes.push(node.map(|node| pass(node.as_fd())).transpose()?);
-            }
+            mounts = Mounts::pass(&environment.share, &wanted, &mut pass)?;
             let root_id = |mappings: &[IdMapping]| root_id(mappings);
             cgroup.delegate(root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings))?;
         }
@@ -132,7 +152,7 @@ impl Container {
             }),
         })?;
         drop(inherited);
-        let nodes_count = nodes.len();
+        let nodes_count = mounts.nodes.len();
         let id = wanted.id.clone();
         let limits = wanted.process.rlimits.clone();
         let score = wanted.process.oom_score_adj;
@@ -143,9 +163,9 @@ impl Container {
             staging: environment.staging.display().to_string(),
             cgroup: cgroup.path().display().to_string(),
             joined,
-            root_tree,
-            trees,
-            nodes,
+            root_tree: mounts.root_tree,
+            trees: mounts.trees,
+            nodes: mounts.nodes,
         }));
         let guided = guide(host, launched, &instructions, score, &limits).await;
         device_node::remove_all(&id, nodes_count);
