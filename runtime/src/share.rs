@@ -18,12 +18,16 @@ use rustix::{
 
 use crate::{
     plan,
+    process::ProcessId,
     sys::{self, MountAttributes},
     user_namespace,
 };
 
 mod flags;
+mod sandbox;
 mod view;
+
+use sandbox::SandboxShare;
 
 /// Mount point of the share in the state directory.
 const MOUNT_POINT: &str = "share";
@@ -98,6 +102,8 @@ pub(crate) struct Share {
     mount_point: PathBuf,
     /// The root file system's clone, if it becomes read-only once the container is made.
     sealed_later: Option<OwnedFd>,
+    /// Where the guest sees it, if its VM was made for another container.
+    elsewhere: Option<SandboxShare>,
 }
 
 impl Share {
@@ -127,6 +133,7 @@ impl Share {
             top,
             mount_point,
             sealed_later: None,
+            elsewhere: None,
         })
     }
 
@@ -174,14 +181,35 @@ impl Share {
         })
     }
 
+    /// Shows what is attached for `container` to the guest of `vmm`, whose share is in the state
+    /// directory `owner`.
+    ///
+    /// # Errors
+    /// [`ShareError::Mount`].
+    pub(crate) fn join(
+        &mut self,
+        vmm: ProcessId,
+        owner: &Path,
+        container: &CreateContainer,
+    ) -> Result<(), ShareError> {
+        let elsewhere = SandboxShare::open(vmm, owner).map_err(mount_error("open the sandbox"))?;
+        let elsewhere = self.elsewhere.insert(elsewhere);
+        let attached = elsewhere.attach(&self.top, &container.id);
+        attached.map_err(mount_error("attach files in the sandbox"))
+    }
+
     /// Makes a read-only root file system read-only.
     ///
     /// # Errors
     /// [`ShareError::Mount`].
-    pub(crate) fn seal(&mut self) -> Result<(), ShareError> {
+    pub(crate) fn seal(&mut self, container: &CreateContainer) -> Result<(), ShareError> {
         let Some(root) = self.sealed_later.take() else {
             return Ok(());
         };
+        if let Some(elsewhere) = &self.elsewhere {
+            let sealed = elsewhere.seal(&container.root.share_path);
+            sealed.map_err(mount_error("make the root file system read-only"))?;
+        }
         let readonly = MountAttributes {
             set: libc::MOUNT_ATTR_RDONLY,
             ..MountAttributes::default()
@@ -292,6 +320,17 @@ impl Share {
             .map(drop)
             .map_err(mount_error("make a file"))
     }
+}
+
+/// Takes the files of container `id` away from the guest of `vmm`, whose share is in the state
+/// directory `owner`.
+///
+/// # Errors
+/// As the system calls; what is gone already is no error, but for the whole share.
+pub(crate) fn withdraw(vmm: ProcessId, owner: &Path, id: &str) -> io::Result<()> {
+    let is_owner = owner.file_name().is_some_and(|name| name == id);
+    SandboxShare::open(vmm, owner)?.detach(id, is_owner)?;
+    Ok(())
 }
 
 /// Clones what is shared, with what is mounted below it if that is wanted.

@@ -4,7 +4,9 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::rc::Rc;
 
-use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Process, Stdio};
+use lazaret_protocol::container::{
+    CreateContainer, IdMapping, NamespaceKind, Process, Rlimit, Stdio,
+};
 use rustix::io::Errno;
 
 use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
@@ -29,52 +31,44 @@ pub struct Place<'a> {
     pub ignore_paused: bool,
 }
 
-/// Unattached mounts for a child in a new user namespace, which has no rights over the guest's.
-/// Numbers are descriptors it inherits.
-#[derive(Debug, Default)]
-struct Mounts {
+/// Descriptors that a child finds under the numbers they have here.
+#[derive(Default)]
+struct Inherited(Vec<OwnedFd>);
+
+impl Inherited {
+    /// Adds a duplicate of `fd`; returns its number.
+    fn pass(&mut self, fd: BorrowedFd<'_>) -> Result<RawFd, LaunchError> {
+        let fd = launch::inheritable(fd)?;
+        let number = fd.as_raw_fd();
+        self.0.push(fd);
+        Ok(number)
+    }
+}
+
+/// What is made for a child that has no right to make it.
+#[derive(Default)]
+struct Made {
     root_tree: Option<RawFd>,
     trees: Vec<Option<RawFd>>,
     nodes: Vec<Option<RawFd>>,
 }
 
-impl Mounts {
-    fn pass(
-        share: &Path,
-        wanted: &CreateContainer,
-        mut pass: impl FnMut(BorrowedFd<'_>) -> Result<RawFd, LaunchError>,
-    ) -> Result<Self, ContainerError> {
-        let mut pass = |mount: Option<OwnedFd>| mount.map(|mount| pass(mount.as_fd())).transpose();
-        let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
-        let root_tree = pass(Some(root))?;
-        let mut trees = Vec::new();
-        for mount in &wanted.mounts {
-            trees.push(pass(mounts::clone_source(share, mount)?)?);
-        }
-        let nodes = device_node::make_all(wanted)?;
-        Ok(Self {
-            root_tree,
-            trees,
-            nodes: nodes.into_iter().map(pass).collect::<Result<_, _>>()?,
-        })
-    }
-}
-
 impl Container {
-    /// Builds a container up to the point where its init process waits before `exec`. On failure
-    /// nothing is left of it.
+    /// Builds a container up to the point where its init process waits before `exec`; `init` finds
+    /// that process of a container whose namespace is to be joined. On failure nothing is left.
     ///
     /// # Errors
     /// [`ContainerError`].
     pub async fn create(
         host: Host<'_>,
         wanted: CreateContainer,
+        init: impl Fn(&str) -> Option<Rc<process::Process>>,
     ) -> Result<Rc<Self>, ContainerError> {
         if !valid_id(&wanted.id) {
             return Err(ContainerError::Id(wanted.id));
         }
         let has_mappings = !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty();
-        let namespaces = Namespaces::open(&wanted.namespaces, has_mappings)?;
+        let namespaces = Namespaces::open(&wanted.namespaces, has_mappings, init)?;
         let rules = Rules {
             seccomp: wanted.seccomp.clone(),
             personality: wanted.personality,
@@ -117,22 +111,16 @@ impl Container {
     ) -> Result<(String, Rc<process::Process>, Connection), ContainerError> {
         let environment = host.environment;
         let new_user = namespaces.is_new(NamespaceKind::User);
-        let mut inherited: Vec<OwnedFd> = Vec::new();
-        let mut pass = |fd: BorrowedFd<'_>| -> Result<RawFd, LaunchError> {
-            let fd = launch::inheritable(fd)?;
-            let number = fd.as_raw_fd();
-            inherited.push(fd);
-            Ok(number)
-        };
+        let mut inherited = Inherited::default();
         let mut joined = Vec::new();
         for (kind, fd) in &namespaces.joined {
             if *kind != NamespaceKind::Pid {
-                joined.push((*kind, pass(fd.as_fd())?));
+                joined.push((*kind, inherited.pass(fd.as_fd())?));
             }
         }
-        let mut mounts = Mounts::default();
+        let mut made = Made::default();
         if new_user {
-            mounts = Mounts::pass(&environment.share, &wanted, &mut pass)?;
+            made = make_for_user_namespace(&environment.share, &wanted, &mut inherited)?;
             let root_id = |mappings: &[IdMapping]| root_id(mappings);
             cgroup.delegate(root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings))?;
         }
@@ -145,14 +133,14 @@ impl Container {
                 .is_new(NamespaceKind::Time)
                 .then_some(&wanted.time_offsets),
             stdio: stdio_of(&wanted.process),
-            inherited: &inherited,
+            inherited: &inherited.0,
             mappings: new_user.then_some(Mappings {
                 uid: &wanted.uid_mappings,
                 gid: &wanted.gid_mappings,
             }),
         })?;
         drop(inherited);
-        let nodes_count = mounts.nodes.len();
+        let device_count = made.nodes.len();
         let id = wanted.id.clone();
         let limits = wanted.process.rlimits.clone();
         let score = wanted.process.oom_score_adj;
@@ -163,12 +151,12 @@ impl Container {
             staging: environment.staging.display().to_string(),
             cgroup: cgroup.path().display().to_string(),
             joined,
-            root_tree: mounts.root_tree,
-            trees: mounts.trees,
-            nodes: mounts.nodes,
+            root_tree: made.root_tree,
+            trees: made.trees,
+            nodes: made.nodes,
         }));
         let guided = guide(host, launched, &instructions, score, &limits).await;
-        device_node::remove_all(&id, nodes_count);
+        device_node::remove_all(&id, device_count);
         let (process, channel) = guided?;
         Ok((id, process, channel))
     }
@@ -259,13 +247,35 @@ impl Container {
     }
 }
 
+/// Makes what a child in a new user namespace, which has no rights over the guest's mounts and
+/// devices, needs of them.
+fn make_for_user_namespace(
+    share: &Path,
+    wanted: &CreateContainer,
+    inherited: &mut Inherited,
+) -> Result<Made, ContainerError> {
+    let mut made = Made::default();
+    let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
+    made.root_tree = Some(inherited.pass(root.as_fd())?);
+    for mount in &wanted.mounts {
+        let tree = mounts::clone_source(share, mount)?;
+        let tree = tree.map(|tree| inherited.pass(tree.as_fd())).transpose()?;
+        made.trees.push(tree);
+    }
+    for node in device_node::make_all(wanted)? {
+        let node = node.map(|node| inherited.pass(node.as_fd())).transpose()?;
+        made.nodes.push(node);
+    }
+    Ok(made)
+}
+
 /// Takes a child from its birth to the point where only `exec` is left. On failure it is gone.
 async fn guide(
     host: Host<'_>,
     launched: Launched,
     instructions: &Instructions,
     oom_score_adj: Option<i32>,
-    limits: &[lazaret_protocol::container::Rlimit],
+    limits: &[Rlimit],
 ) -> Result<(Rc<process::Process>, Connection), ContainerError> {
     let Launched {
         child,

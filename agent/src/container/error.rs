@@ -119,6 +119,7 @@ impl ContainerError {
                 NamespaceError::Duplicate(_)
                 | NamespaceError::NoMount
                 | NamespaceError::NotJoinable { .. }
+                | NamespaceError::Gone { .. }
                 | NamespaceError::Mappings(_),
             )
             | Self::Cgroup(

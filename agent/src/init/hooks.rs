@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use lazaret_protocol::hook::{Hook, StartHooks, describe_end};
+use lazaret_protocol::hook::{Hook, StartHooks, describe_end, shown};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
@@ -19,9 +19,6 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::errno::Os;
 use crate::sys::{self, Child, StringArray};
-
-/// How much of what a hook wrote is shown when it fails.
-const SHOWN_BYTES_MAX: u64 = 4096;
 
 /// A hook failed. The wording behind the list's name is runc's.
 #[derive(Debug, thiserror::Error)]
@@ -177,16 +174,6 @@ fn memory_file(content: &str) -> io::Result<File> {
     file.write_all(content.as_bytes())?;
     file.rewind()?;
     Ok(file)
-}
-
-/// What the hook wrote, in one line.
-fn shown(mut file: File) -> String {
-    let mut bytes = Vec::new();
-    // What cannot be read back cannot be shown.
-    let _ = file.rewind();
-    let _ = file.take(SHOWN_BYTES_MAX).read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
-    text.trim_end().replace('\n', "; ")
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub(super) fn build(
     };
     let new = |kind| {
         let mut namespaces = container.namespaces.iter();
-        namespaces.any(|namespace| namespace.kind == kind && namespace.path.is_none())
+        namespaces.any(|namespace| namespace.kind == kind && namespace.of.is_none())
     };
     if new(NamespaceKind::Cgroup) {
         sys::unshare_namespaces(libc::CLONE_NEWCGROUP)

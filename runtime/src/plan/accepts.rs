@@ -86,6 +86,7 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         host_has_block_device: |_, _| false,
         systemd_cgroup: false,
         caller: &caller,
+        joins: &[],
     };
     let plan = plan(&bundle, &Config::default(), circumstances).ok()?;
     Some(plan.warnings)

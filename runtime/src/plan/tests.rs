@@ -40,6 +40,7 @@ fn circumstances() -> Circumstances<'static> {
         host_has_block_device: |major, _| major == 8,
         systemd_cgroup: false,
         caller: &CALLER,
+        joins: &[],
     }
 }
 
@@ -541,25 +542,6 @@ fn what_is_not_done_is_said() {
     }
 }
 
-/// Its own network namespace is what gives a user namespace the right to mount sysfs.
-#[test]
-fn a_user_namespace_has_its_own_network() {
-    let kinds = |namespaces: Value| -> Vec<NamespaceKind> {
-        let plan = planned(|config| {
-            config.as_object_mut().unwrap().remove("hostname");
-            set(config, "/linux/namespaces", namespaces);
-        })
-        .unwrap();
-        let namespaces = plan.container.namespaces.iter();
-        namespaces.map(|namespace| namespace.kind).collect()
-    };
-    use NamespaceKind::{Mount, Network, User};
-    let (user, network) = (json!({"type": "user"}), json!({"type": "network"}));
-    assert_eq!(kinds(json!([user, network])), [Mount, Network, User]);
-    assert_eq!(kinds(json!([user])), [Mount, User]);
-    assert_eq!(kinds(json!([network])), [Mount]);
-}
-
 #[test]
 fn the_vm_follows_the_limits() {
     let size = |resources: Value| {
@@ -871,6 +853,7 @@ fn a_console_is_a_device_and_a_kernel_parameter() {
 mod hooks;
 mod kernel_parameters;
 mod mounts;
+mod namespaces;
 
 mod properties {
     use proptest::prelude::*;

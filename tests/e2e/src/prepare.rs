@@ -1,5 +1,7 @@
-//! `lazaret-e2e prepare`: makes what the cases about the root file system need. Runs on the
-//! machine itself and not in the emulated host: it installs from package registries.
+//! `lazaret-e2e prepare`: makes what the cases about the root file system and about engines need.
+//! Runs on the machine itself and not in the emulated host: it installs from package registries.
+
+mod engines;
 
 use std::{
     fs,
@@ -46,7 +48,9 @@ pub(crate) fn default_directory() -> PathBuf {
 
 /// Whether everything is there.
 pub(crate) fn is_complete(assets: &Path) -> bool {
-    assets.join(IMAGE).is_file()
+    [IMAGE, engines::USERLAND, engines::ARCHIVE]
+        .iter()
+        .all(|name| assets.join(name).is_file())
         && SUITES
             .iter()
             .all(|(name, _)| assets.join("bin").join(name).is_file())
@@ -66,6 +70,9 @@ pub(crate) fn main(arguments: &[String]) -> Result<ExitCode> {
     }
     if !options.assets.join(IMAGE).is_file() {
         make_image(&options.assets).context("cannot make the Debian userland")?;
+    }
+    if !options.assets.join(engines::USERLAND).is_file() {
+        engines::make(&options.assets).context("cannot make the engines' userland")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -315,8 +315,7 @@ fn failure_before_start_leaves_nothing(test: &Test) -> Result<()> {
             output,
             &["error running hook #1:", said, "why it failed"],
         )?;
-        let state = test.runtime.verb("state", &[&bundle.id]);
-        state.output()?.code(1)?;
+        test.runtime.has_no(&bundle.id)?;
         let at = ON_THE_HOST.iter().position(|other| *other == list);
         let mut expected = ON_THE_HOST[..=at.unwrap_or(0)].to_vec();
         expected.push("poststop");

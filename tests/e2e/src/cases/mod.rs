@@ -6,6 +6,7 @@ mod cleanup;
 mod crash;
 mod devices;
 mod differential;
+mod engines;
 mod errors;
 mod exec;
 mod exit;
@@ -22,6 +23,7 @@ mod mounts;
 mod process;
 mod pty;
 mod rootfs;
+mod sandbox;
 mod scale;
 mod scheduling;
 mod seccomp;
@@ -64,6 +66,8 @@ const TOPICS: &[&Topic] = &[
     &rootfs::TOPIC,
     &differential::TOPIC,
     &joined::TOPIC,
+    &sandbox::TOPIC,
+    &engines::podman::TOPIC,
 ];
 
 /// Every case with its full name.

@@ -197,7 +197,7 @@ fn hang_up(test: &Test) -> Result<()> {
 }
 
 /// Both ends of a new terminal of that size: the caller's and the program's.
-fn new_terminal(columns: u16, rows: u16) -> Result<(Dialogue, OwnedFd)> {
+pub(super) fn new_terminal(columns: u16, rows: u16) -> Result<(Dialogue, OwnedFd)> {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
     grantpt(&ours)?;
     unlockpt(&ours)?;

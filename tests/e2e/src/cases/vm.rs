@@ -111,11 +111,7 @@ fn create_with(test: &Test, bundle: &Bundle, changes: &[(&str, Value)]) -> Resul
 fn refuses_with(test: &Test, changes: &[(&str, Value)], words: &[&str]) -> Result<()> {
     let bundle = test.idle_bundle()?;
     check(test, create_with(test, &bundle, changes)?.output()?, words)?;
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }
 
 fn files_are_missing(test: &Test) -> Result<()> {

@@ -1,0 +1,113 @@
+//! Podman: no daemon, but `conmon` beside each container.
+
+use std::fs;
+
+use anyhow::{Result, ensure};
+
+use super::{Engine, NAME, SERVICE, basics, engine, has, is, life, options};
+use crate::{
+    case::{Case, Probe, Test, Topic, case},
+    room::Room,
+    runtime::Kind,
+};
+
+pub(crate) const TOPIC: Topic = Topic {
+    name: "podman",
+    cases: CASES,
+    probes: PROBES,
+};
+
+const CASES: &[Case] = &[
+    engine(case!(streams_and_exit_codes)),
+    engine(case!(terminals)),
+    engine(case!(service)),
+    engine(case!(signals_and_attach)),
+    engine(case!(copies)),
+    engine(case!(process)),
+    engine(case!(files)),
+    engine(case!(own_options)),
+];
+
+const PROBES: &[(&str, Probe)] = &[];
+
+/// Makes a room with Podman for a case, and demands afterwards that nothing is left.
+fn with_podman(test: &Test, case: fn(&Engine<'_>) -> Result<()>) -> Result<()> {
+    let podman = Engine::new(test, Room::new(test)?, "podman")?;
+    case(&podman)?;
+    podman.has_no_containers()?;
+    podman.room.is_clean(test.runtime.kind, &state_root(test))
+}
+
+/// Where a runtime keeps its state if nobody says where.
+pub(super) fn state_root(test: &Test) -> String {
+    format!("/run/{}", test.runtime.kind.name())
+}
+
+fn streams_and_exit_codes(test: &Test) -> Result<()> {
+    with_podman(test, basics::streams_and_exit_codes)
+}
+
+fn terminals(test: &Test) -> Result<()> {
+    with_podman(test, basics::terminals)
+}
+
+fn service(test: &Test) -> Result<()> {
+    with_podman(test, life::service)
+}
+
+fn signals_and_attach(test: &Test) -> Result<()> {
+    with_podman(test, life::signals_and_attach)
+}
+
+fn copies(test: &Test) -> Result<()> {
+    with_podman(test, life::copies)
+}
+
+fn process(test: &Test) -> Result<()> {
+    with_podman(test, options::process)
+}
+
+fn files(test: &Test) -> Result<()> {
+    with_podman(test, options::files)
+}
+
+/// What Docker has not, or not so: user namespaces of each container's own, secrets, health checks
+/// on demand, `top` with the container's `ps`.
+fn own_options(test: &Test) -> Result<()> {
+    with_podman(test, |podman| {
+        fs::write(podman.room.path("/tmp/secret"), "secret\n")?;
+        podman
+            .call(&["secret", "create", "word", "/tmp/secret"])
+            .succeed()?;
+        let said = podman.script(
+            &["--userns=auto", "--secret=word"],
+            "cat /run/secrets/word; touch /x; stat -c %u /x; cat /proc/self/uid_map",
+        )?;
+        let words: Vec<&str> = said.split_whitespace().collect();
+        ensure!(
+            matches!(words[..], ["secret", "0", "0", outside, _] if outside != "0"),
+            "{said:?}"
+        );
+        let check = ["--health-cmd=test -e /ok", "--health-interval=disable"];
+        podman.launch(&check, SERVICE)?;
+        podman.shows(".OCIRuntime", podman.test.runtime.kind.name())?;
+        let unhealthy = podman.call(&["healthcheck", "run", NAME]).output()?;
+        has(&unhealthy.code(1)?.stdout, "unhealthy")?;
+        podman.exec(&["touch", "/ok"])?;
+        podman.call(&["healthcheck", "run", NAME]).succeed()?;
+        top(podman)?;
+        podman.remove()
+    })
+}
+
+fn top(podman: &Engine<'_>) -> Result<()> {
+    // Not a descriptor of Podman's: it has the container's own `ps` answer.
+    let inside = podman.call(&["top", NAME, "-o", "pid,args"]).succeed()?;
+    has(&inside.stdout, "sleep 1000")?;
+    let output = podman.call(&["top", NAME, "pid", "args"]).succeed()?;
+    if podman.test.runtime.kind == Kind::Lazaret {
+        // Podman reads the host's /proc for it, which has no processes of a guest.
+        return is(&output.stdout, "PID         COMMAND\n");
+    }
+    has(&output.stdout, "sleep 1000")
+}
