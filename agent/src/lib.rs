@@ -13,6 +13,7 @@ pub mod capabilities;
 pub mod cgroup;
 pub mod connection;
 pub mod container;
+pub mod cpus;
 pub mod device_filter;
 pub mod device_node;
 pub mod errno;

@@ -6,6 +6,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 
 use lazaret_protocol::VERSION;
@@ -22,10 +23,14 @@ use tokio::task::{LocalSet, spawn_local};
 
 use crate::connection::Connection;
 use crate::container::{Container, ContainerError, Environment, Host, Place};
+use crate::cpus::{self, CpuError};
 use crate::guest::Share;
 use crate::process::{End, Process};
 use crate::reaper::Reaper;
 use crate::{process_list, stdio, sys};
+
+/// Where the kernel has the guest's CPUs.
+const CPUS: &str = "/sys/devices/system/cpu";
 
 /// Signals the kernel knows.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
@@ -200,6 +205,11 @@ impl Agent {
                 written.map_err(ContainerError::from)?;
                 Ok(Answer::Done)
             }
+            Request::SetCpus { count } => match cpus::set_online(Path::new(CPUS), count) {
+                Ok(()) => Ok(Answer::Done),
+                Err(error @ CpuError::None) => Err(invalid(error.to_string())),
+                Err(error) => Err(system(&error)),
+            },
             Request::WatchOom { container, seen } => self.watch_oom(&container, seen).await,
             Request::Pause { container } => {
                 self.container(&container)?.pause().await?;

@@ -154,6 +154,11 @@ pub enum Request {
         /// Plain names, each with what is written to it.
         files: Vec<(String, String)>,
     },
+    /// Takes all of the guest's CPUs off line but that many. Answer: [`Answer::Done`].
+    SetCpus {
+        /// How many are on line afterwards, at least 1; more than there are mean all.
+        count: u32,
+    },
     /// Waits until the kernel has killed more than `seen` processes of the container for want of
     /// memory. Answer: [`Answer::OomKills`], or [`Answer::Exited`] when the container's init
     /// process has ended, as late as it takes.

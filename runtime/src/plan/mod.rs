@@ -46,7 +46,7 @@ pub(crate) use host_cgroup::{HostCgroup, HostLimits, IoThrottleKind, Place};
 pub(crate) use mounts::KEPT_FLAGS;
 pub(crate) use options::MS_NOSYMFOLLOW;
 pub(crate) use process::{capabilities, capability, inherit, process};
-pub(crate) use update::limits;
+pub(crate) use update::{limits, vcpus};
 pub(crate) use vm::{FD_COUNT, FdIndex};
 
 /// What the plan needs to know besides the bundle and the configuration.
