@@ -255,7 +255,7 @@ fn make_for_user_namespace(
     inherited: &mut Inherited,
 ) -> Result<Made, ContainerError> {
     let mut made = Made::default();
-    let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
+    let root = mounts::clone_root(share, &wanted.root)?;
     made.root_tree = Some(inherited.pass(root.as_fd())?);
     for mount in &wanted.mounts {
         let tree = mounts::clone_source(share, mount)?;

@@ -87,7 +87,7 @@ fn a_new_network_has_a_loopback_that_is_up() {
 fn a_user_namespace_maps_ids() {
     let agent = Agent::start();
     let script = "id -u; id -g; cat /proc/self/uid_map; stat -c %u /mine; echo x > /dev/null && \
-                  stat -c '%t:%T' /dev/null; hostname; touch /tmp/made; \
+                  stat -c '%t:%T' /dev/null; hostname; stat -c %u:%g /dev/mqueue; touch /tmp/made; \
                   mount -t tmpfs none /tmp && echo mounted";
     let mut wanted = container("c", shell(script));
     let all = 0x1ff_feff_ffff;
@@ -114,7 +114,7 @@ fn a_user_namespace_maps_ids() {
     assert_eq!(
         words,
         [
-            "0", "0", "0", "100000", "65536", "5", "1:3", "inside", "mounted"
+            "0", "0", "0", "100000", "65536", "5", "1:3", "inside", "0:0", "mounted"
         ],
         "{errors}"
     );

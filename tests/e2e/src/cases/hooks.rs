@@ -147,7 +147,8 @@ fn on_host(test: &Test, name: &str, arguments: &[&str]) -> Value {
     probe(&test.probe.to_string_lossy(), name, arguments)
 }
 
-fn probe(program: &str, name: &str, arguments: &[&str]) -> Value {
+/// A hook that runs a probe of the suite's binary `program`.
+pub(super) fn probe(program: &str, name: &str, arguments: &[&str]) -> Value {
     let args = [&["a-name", "probe", name], arguments].concat();
     json!({
         "path": program,
