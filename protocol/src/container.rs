@@ -92,6 +92,8 @@ pub struct Root {
     pub share_path: String,
     /// Whether `/` is mounted read-only.
     pub readonly: bool,
+    /// Other `MS_*` flags of `/`: those of the mount that it comes from.
+    pub flags: u64,
     /// Propagation of `/`: one of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE`, with
     /// `MS_REC` if recursive; 0 leaves it private.
     pub propagation: u64,

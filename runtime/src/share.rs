@@ -144,7 +144,7 @@ impl Share {
 
     /// Attaches everything a container shares. The first one, the root file system, stays
     /// writable until [`Share::seal`]: the agent has to make mount points in it. The container's
-    /// binds learn the flags that the mounts of their sources have.
+    /// root and binds learn the flags that the mounts of their sources have.
     ///
     /// # Errors
     /// [`ShareError`].
@@ -161,9 +161,7 @@ impl Share {
         let mut table = flags::MountTable::default();
         for (index, share) in shares.iter().enumerate() {
             let is_root = index == 0;
-            let bind = (container.mounts.iter_mut())
-                .find(|mount| mount.source == MountSource::Share(share.share_path.clone()));
-            let clone = self.attach_one(share, is_root, bind, &mut table)?;
+            let clone = self.attach_one(share, is_root, container, &mut table)?;
             if is_root && share.readonly {
                 self.sealed_later = Some(clone);
             }
@@ -243,7 +241,7 @@ impl Share {
         &self,
         share: &plan::Share,
         is_root: bool,
-        bind: Option<&mut Mount>,
+        container: &mut CreateContainer,
         table: &mut flags::MountTable,
     ) -> Result<OwnedFd, ShareError> {
         if let Some(options) = &share.overlay {
@@ -264,8 +262,10 @@ impl Share {
         }
         let stat = rustix::fs::fstat(&clone).map_err(|e| failed(e.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if let Some(bind) = bind {
-            // Before they become what the host wants them to be.
+        // Before they become what the host wants them to be.
+        if is_root {
+            flags::hand_on_to_root(share, &clone, &mut container.root).map_err(failed)?;
+        } else if let Some(bind) = bind_of(share, container) {
             flags::hand_on(share, &clone, kind, bind, table).map_err(failed)?;
         }
         restrict(share, &clone, is_root).map_err(failed)?;
@@ -331,6 +331,14 @@ pub(crate) fn withdraw(vmm: ProcessId, owner: &Path, id: &str) -> io::Result<()>
     let is_owner = owner.file_name().is_some_and(|name| name == id);
     SandboxShare::open(vmm, owner)?.detach(id, is_owner)?;
     Ok(())
+}
+
+/// The container's mount that shows `share`.
+fn bind_of<'a>(share: &plan::Share, container: &'a mut CreateContainer) -> Option<&'a mut Mount> {
+    let mut mounts = container.mounts.iter_mut();
+    mounts.find(
+        |mount| matches!(&mount.source, MountSource::Share(path) if *path == share.share_path),
+    )
 }
 
 /// Clones what is shared, with what is mounted below it if that is wanted.

@@ -140,6 +140,7 @@ impl Container {
             }),
         })?;
         drop(inherited);
+        let device_count = made.nodes.len();
         let id = wanted.id.clone();
         let limits = wanted.process.rlimits.clone();
         let score = wanted.process.oom_score_adj;
@@ -154,7 +155,9 @@ impl Container {
             trees: made.trees,
             nodes: made.nodes,
         }));
-        let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
+        let guided = guide(host, launched, &instructions, score, &limits).await;
+        device_node::remove_all(&id, device_count);
+        let (process, channel) = guided?;
         Ok((id, process, channel))
     }
 
@@ -252,7 +255,7 @@ fn make_for_user_namespace(
     inherited: &mut Inherited,
 ) -> Result<Made, ContainerError> {
     let mut made = Made::default();
-    let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
+    let root = mounts::clone_root(share, &wanted.root)?;
     made.root_tree = Some(inherited.pass(root.as_fd())?);
     for mount in &wanted.mounts {
         let tree = mounts::clone_source(share, mount)?;

@@ -57,7 +57,7 @@ pub(super) fn build(
     mounts::mount_namespace_private()?;
     let tree = match root_tree {
         Some(fd) => take(fd),
-        None => mounts::clone_shared(Path::new(&share), &container.root.share_path, true)?,
+        None => mounts::clone_root(Path::new(&share), &container.root)?,
     };
     let rootfs = mounts::attach_root(tree, Path::new(&staging))?;
     let context = mounts::Context {

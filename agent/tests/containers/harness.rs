@@ -424,6 +424,7 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
     CreateContainer {
         id: id.to_owned(),
         root: Root {
+            flags: 0,
             share_path: format!("{id}/rootfs"),
             readonly: false,
             propagation: 0,

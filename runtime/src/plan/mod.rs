@@ -343,13 +343,15 @@ fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share
         readonly,
         readonly_recursive: false,
         propagation: libc::MS_PRIVATE,
-        kept_flags: 0,
+        kept_flags: KEPT_FLAGS,
         id_map: None,
         overlay: None,
     };
     let root = Root {
         share_path,
         readonly,
+        // Not known before the clone is made.
+        flags: 0,
         propagation,
     };
     Ok((root, share))
