@@ -66,6 +66,8 @@ const TOPICS: &[&Topic] = &[
     &differential::TOPIC,
     &joined::TOPIC,
     &engines::podman::TOPIC,
+    &engines::docker::TOPIC,
+    &engines::images::TOPIC,
 ];
 
 /// Every case with its full name.
