@@ -36,9 +36,14 @@ const SHARE: &str = "/run/lazaret/share";
 /// Where containers' roots are assembled.
 const STAGING: &str = "/run/lazaret/root";
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
+/// Takes what the kernel shall drop that it only keeps for speed (`proc_sys_vm(5)`).
+const DROP_CACHES: &str = "/proc/sys/vm/drop_caches";
+/// Directory entries and inodes.
+const DROP_INODES: &str = "2";
 const BPF_COMPILER: &str = "/proc/sys/net/core/bpf_jit_enable";
-/// Soft and hard limit of open files a process gets if its container does not say: systemd's.
-const OPEN_FILES: (u64, u64) = (1024, 524_288);
+/// Open files the agent may have: about eight for each process it carries the streams of. What it
+/// starts gets the limits that come with it.
+const OPEN_FILES: u64 = 524_288;
 
 /// Kernel parameters that a usual host has set by systemd and programs rely on.
 const PARAMETERS: [(&str, &str); 4] = [
@@ -125,6 +130,16 @@ impl Share {
         if self.own {
             // Data is safe after sync; a stuck process that holds the mount is not worth a word.
             let _ = unmount(SHARE, UnmountFlags::empty());
+        }
+    }
+
+    /// Writes all data back and lets go of files that nobody uses, so that the host's end of the
+    /// share does not keep those of a container that is gone.
+    pub fn release_unused(&self) {
+        rustix::fs::sync();
+        if self.own {
+            // The host only keeps files open longer if it fails.
+            let _ = fs::write(DROP_CACHES, DROP_INODES);
         }
     }
 }
@@ -317,10 +332,9 @@ fn set_parameters() {
     for (name, value) in PARAMETERS {
         let _ = fs::write(Path::new("/proc/sys").join(name), value);
     }
-    let (soft, hard) = OPEN_FILES;
     let limit = Rlimit {
-        current: Some(soft),
-        maximum: Some(hard),
+        current: Some(OPEN_FILES),
+        maximum: Some(OPEN_FILES),
     };
     let _ = setrlimit(Resource::Nofile, limit);
 }

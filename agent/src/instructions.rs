@@ -47,6 +47,8 @@ pub struct ContainerInstructions {
     pub root_tree: Option<RawFd>,
     /// Clones of the sources of the mounts that are binds, likewise.
     pub trees: Vec<Option<RawFd>>,
+    /// Mounts with the devices' nodes, likewise.
+    pub nodes: Vec<Option<RawFd>>,
 }
 
 /// How to enter a container.

@@ -2,7 +2,7 @@
 //! standard streams, its user mappings. Called by [`crate::container`]; the child goes on in
 //! [`crate::init`].
 
-use std::ffi::{CStr, CString};
+use std::ffi::{CStr, CString, c_int};
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -71,6 +71,18 @@ pub struct Plan<'a> {
     pub mappings: Option<Mappings<'a>>,
 }
 
+impl Plan<'_> {
+    /// Namespaces that the child makes itself once it is root of its new user namespace: what is in
+    /// an ipc namespace from its beginning belongs to who makes it.
+    fn late_flags(&self) -> c_int {
+        let wanted = self.clone_flags & libc::CLONE_NEWIPC as u64 != 0;
+        match self.mappings {
+            Some(_) if wanted => libc::CLONE_NEWIPC,
+            _ => 0,
+        }
+    }
+}
+
 /// Mappings of a user namespace.
 #[derive(Debug, Clone, Copy)]
 pub struct Mappings<'a> {
@@ -121,6 +133,7 @@ pub fn launch(plan: &Plan<'_>) -> Result<Launched, LaunchError> {
         None => None,
     };
     let (gate_read, gate_write) = gate.unzip();
+    let late_flags = plan.late_flags();
     let start = ChildStart {
         executable: plan.executable,
         arguments: StringArray::new(vec![
@@ -132,6 +145,7 @@ pub fn launch(plan: &Plan<'_>) -> Result<Launched, LaunchError> {
         inherited: plan.inherited.iter().map(AsRawFd::as_raw_fd).collect(),
         clocks: plan.time_offsets.map(offset_lines),
         gate: gate_read.as_ref().map(AsRawFd::as_raw_fd),
+        late_flags,
     };
     let child = bear(plan, &start)?;
     if let (Some(mappings), Some(gate)) = (plan.mappings, gate_write) {
@@ -194,7 +208,12 @@ fn bear(plan: &Plan<'_>, start: &ChildStart<'_>) -> Result<Child, LaunchError> {
         }
     };
     // SAFETY: `ChildStart::run` does nothing but system calls on data made before.
-    let born = unsafe { sys::clone3(plan.clone_flags, Some(plan.cgroup)) };
+    let born = unsafe {
+        sys::clone3(
+            plan.clone_flags & !(plan.late_flags() as u64),
+            Some(plan.cgroup),
+        )
+    };
     if let Ok(None) = born {
         start.run();
     }
@@ -224,6 +243,7 @@ struct ChildStart<'a> {
     /// Lines for `timens_offsets` of a new time namespace.
     clocks: Option<String>,
     gate: Option<RawFd>,
+    late_flags: c_int,
 }
 
 impl ChildStart<'_> {
@@ -234,7 +254,9 @@ impl ChildStart<'_> {
                 .unwrap_or_else(|_| sys::exit_now(EXIT_CODE_CLOCKS.into()));
         }
         if let Some(gate) = self.gate {
-            sys::pass_gate_as_root(gate).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
+            sys::pass_gate_as_root(gate)
+                .and_then(|()| sys::unshare_namespaces(self.late_flags))
+                .unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
         }
         for (target, source) in (0..).zip(self.descriptors) {
             sys::place_descriptor(source, target).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));

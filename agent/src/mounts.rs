@@ -27,7 +27,8 @@ use crate::rootfs::{Missing, PathError, Rootfs};
 use crate::sys::{MountAttr, mount_setattr};
 
 pub use root::{
-    attach_root, become_root, mask, mount_namespace_private, protect, seal, set_propagation,
+    attach_root, become_root, clone_root, mask, mount_namespace_private, protect, seal,
+    set_propagation,
 };
 
 /// `MOUNT_ATTR_*` by the `MS_*` flag that means the same (`mount_setattr(2)`).
@@ -222,11 +223,21 @@ pub fn clone_source(share: &Path, wanted: &Mount) -> Result<Option<OwnedFd>, Mou
     }
 }
 
+/// Sets `MS_*` flags of a bind.
+fn set_flags(tree: &OwnedFd, flags: u64) -> Result<(), MountError> {
+    let attributes = bind_attributes(flags);
+    if attributes == MountAttr::default() {
+        return Ok(());
+    }
+    mount_setattr(tree.as_fd(), false, attributes)
+        .map_err(MountError::step("set the mount's attributes"))
+}
+
 /// Clones the tree at `path` of the share, which must not lead out of it.
 ///
 /// # Errors
 /// [`MountError::Source`].
-pub fn clone_shared(share: &Path, path: &str, recursive: bool) -> Result<OwnedFd, MountError> {
+fn clone_shared(share: &Path, path: &str, recursive: bool) -> Result<OwnedFd, MountError> {
     let clone = || {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         let share = openat(CWD, share, flags | OFlags::DIRECTORY, Mode::empty())?;
@@ -250,7 +261,10 @@ pub fn clone_shared(share: &Path, path: &str, recursive: bool) -> Result<OwnedFd
 }
 
 /// `open_tree(2)` with `OPEN_TREE_CLONE`; an empty path means `directory` itself.
-fn clone_tree(
+///
+/// # Errors
+/// The kernel's answer.
+pub fn clone_tree(
     directory: BorrowedFd<'_>,
     path: impl rustix::path::Arg,
     recursive: bool,
@@ -277,11 +291,7 @@ fn attach(rootfs: &Rootfs, wanted: &Mount, tree: &OwnedFd) -> Result<(), MountEr
     } else {
         Missing::File
     };
-    let attributes = bind_attributes(wanted.flags);
-    if attributes != MountAttr::default() {
-        mount_setattr(tree.as_fd(), false, attributes)
-            .map_err(MountError::step("set the mount's attributes"))?;
-    }
+    set_flags(tree, wanted.flags)?;
     let destination = rootfs.open_or_create(&wanted.destination, missing)?;
     move_tree(tree.as_fd(), destination.as_fd()).map_err(|errno| {
         // What the kernel calls invalid here is mostly this, and the user's mistake.
@@ -308,11 +318,28 @@ pub fn bind_over(
 ) -> Result<(), MountError> {
     clone_tree(source, "", false)
         .and_then(|tree| move_tree(tree.as_fd(), destination))
-        .map_err(|errno| MountError::Protect {
-            action: "bind on",
-            path: path.to_owned(),
-            source: Os(errno),
-        })
+        .map_err(on_bind(path))
+}
+
+/// Attaches an unattached mount at `destination`, which is `path` in the container.
+///
+/// # Errors
+/// [`MountError::Protect`].
+pub fn place_over(
+    tree: BorrowedFd<'_>,
+    destination: BorrowedFd<'_>,
+    path: &str,
+) -> Result<(), MountError> {
+    move_tree(tree, destination).map_err(on_bind(path))
+}
+
+fn on_bind(path: &str) -> impl FnOnce(Errno) -> MountError {
+    let path = path.to_owned();
+    |errno| MountError::Protect {
+        action: "bind on",
+        path,
+        source: Os(errno),
+    }
 }
 
 /// Mounts a new instance of a file system. A tmpfs, and whatever is at `/dev`, is writable until

@@ -3,12 +3,14 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 
 use lazaret_protocol::container::{Namespace, NamespaceKind};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
 
 use crate::errno::Os;
+use crate::process::Process;
 
 /// The namespaces a container asks for cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -20,23 +22,31 @@ pub enum NamespaceError {
     #[error("a container needs a mount namespace of its own")]
     NoMount,
     /// A kind that is only ever made new.
-    #[error("{} namespace {path} cannot be joined, only a new one can be made", name(*.kind))]
+    #[error("{} namespace of container {of:?} cannot be joined, only a new one can be made", name(*.kind))]
     NotJoinable {
         /// Its kind.
         kind: NamespaceKind,
-        /// Its path.
-        path: String,
+        /// Whose it is.
+        of: String,
     },
     /// Id mappings and user namespace contradict each other.
     #[error("{0}")]
     Mappings(&'static str),
-    /// The path of a namespace to join does not open.
-    #[error("{} namespace {path}", name(*.kind))]
+    /// The container whose namespace is to be joined is not there, or has ended.
+    #[error("{} namespace of container {of:?}: container not running", name(*.kind))]
+    Gone {
+        /// Its kind.
+        kind: NamespaceKind,
+        /// Whose it is.
+        of: String,
+    },
+    /// A namespace to join does not open.
+    #[error("{} namespace of container {of:?}", name(*.kind))]
     Open {
         /// Its kind.
         kind: NamespaceKind,
-        /// Its path.
-        path: String,
+        /// Whose it is.
+        of: String,
         /// The kernel's answer.
         #[source]
         source: Os,
@@ -62,11 +72,16 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
-    /// Checks the list of a container and opens what is to be joined.
+    /// Checks the list of a container and opens what is to be joined; `init` finds the init process
+    /// of a container by its id.
     ///
     /// # Errors
     /// As the variants of [`NamespaceError`] say.
-    pub fn open(wanted: &[Namespace], has_mappings: bool) -> Result<Self, NamespaceError> {
+    pub fn open(
+        wanted: &[Namespace],
+        has_mappings: bool,
+        init: impl Fn(&str) -> Option<Rc<Process>>,
+    ) -> Result<Self, NamespaceError> {
         let mut namespaces = Self {
             new: Vec::new(),
             joined: Vec::new(),
@@ -76,9 +91,9 @@ impl Namespaces {
             if namespaces.has(kind) {
                 return Err(NamespaceError::Duplicate(kind));
             }
-            match &namespace.path {
+            match &namespace.of {
                 None => namespaces.new.push(kind),
-                Some(path) => namespaces.joined.push((kind, open_to_join(kind, path)?)),
+                Some(of) => namespaces.joined.push((kind, open_of(kind, of, init(of))?)),
             }
         }
         if !namespaces.has(NamespaceKind::Mount) {
@@ -137,18 +152,39 @@ impl Namespaces {
     }
 }
 
-fn open_to_join(kind: NamespaceKind, path: &str) -> Result<OwnedFd, NamespaceError> {
+/// Opens the namespace of a container whose init process is `init`.
+fn open_of(
+    kind: NamespaceKind,
+    of: &str,
+    init: Option<Rc<Process>>,
+) -> Result<OwnedFd, NamespaceError> {
+    let of = of.to_owned();
     if matches!(kind, NamespaceKind::Mount | NamespaceKind::User) {
-        let path = path.to_owned();
-        return Err(NamespaceError::NotJoinable { kind, path });
+        return Err(NamespaceError::NotJoinable { kind, of });
     }
-    openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(|errno| {
-        NamespaceError::Open {
-            kind,
-            path: path.to_owned(),
-            source: Os(errno),
-        }
+    let Some(init) = init else {
+        return Err(NamespaceError::Gone { kind, of });
+    };
+    let path = format!("/proc/{}/ns/{}", init.pid(), link(kind));
+    let opened = openat(CWD, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    // The agent is the parent: until it has noted the end, the pid is nobody else's.
+    if init.status().is_some() {
+        return Err(NamespaceError::Gone { kind, of });
+    }
+    opened.map_err(|errno| NamespaceError::Open {
+        kind,
+        of,
+        source: Os(errno),
     })
+}
+
+/// The name of a kind in `/proc/PID/ns`.
+fn link(kind: NamespaceKind) -> &'static str {
+    match kind {
+        NamespaceKind::Mount => "mnt",
+        NamespaceKind::Network => "net",
+        kind => name(kind),
+    }
 }
 
 /// Enters the namespace behind `fd`, which must be of `kind`.

@@ -2,10 +2,11 @@
 //! each connection is a task of it. Called by `main`, and by tests over a Unix socket.
 #![forbid(unsafe_code)]
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::rc::Rc;
 
 use lazaret_protocol::VERSION;
@@ -17,14 +18,19 @@ use lazaret_protocol::frame::FrameError;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 use tokio::io::Interest;
+use tokio::sync::Notify;
 use tokio::task::{LocalSet, spawn_local};
 
 use crate::connection::Connection;
 use crate::container::{Container, ContainerError, Environment, Host, Place};
+use crate::cpus::{self, CpuError};
 use crate::guest::Share;
 use crate::process::{End, Process};
 use crate::reaper::Reaper;
 use crate::{process_list, stdio, sys};
+
+/// Where the kernel has the guest's CPUs.
+const CPUS: &str = "/sys/devices/system/cpu";
 
 /// Signals the kernel knows.
 const SIGNALS: std::ops::RangeInclusive<i32> = 1..=64;
@@ -37,6 +43,10 @@ struct Agent {
     reaper: Reaper,
     /// `None` reserves the id of a container that is being made or removed.
     containers: RefCell<HashMap<String, Option<Rc<Container>>>>,
+    /// Whether the last container has left.
+    over: Cell<bool>,
+    /// Told whenever a connection ends.
+    connection_ended: Notify,
 }
 
 /// What goes on after the reply.
@@ -62,6 +72,8 @@ pub fn serve(listener: OwnedFd, environment: Environment, share: Share) -> io::R
             share,
             reaper: Reaper::default(),
             containers: RefCell::default(),
+            over: Cell::new(false),
+            connection_ended: Notify::new(),
         });
         let reaper = Rc::clone(&agent);
         tokio::try_join!(reaper.reaper.run(ended), accept_all(agent, listener)).map(|_| ())
@@ -80,11 +92,19 @@ async fn accept_all(agent: Rc<Agent>, listener: OwnedFd) -> io::Result<()> {
         match accepted {
             Ok(socket) => {
                 let agent = Rc::clone(&agent);
-                spawn_local(async move { agent.serve_connection(socket).await });
+                spawn_local(async move {
+                    agent.serve_connection(socket).await;
+                    agent.connection_ended.notify_one();
+                });
             }
             Err(error) => match Errno::from_io_error(&error) {
                 // The caller has gone away meanwhile.
                 Some(Errno::CONNABORTED | Errno::CONNRESET | Errno::INTR) => {}
+                // The end of the agent would be the end of everybody's containers. Whoever calls
+                // waits in the backlog until another one is done.
+                Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM) => {
+                    agent.connection_ended.notified().await;
+                }
                 _ => return Err(error),
             },
         }
@@ -110,10 +130,17 @@ impl Agent {
             }
         };
         let (reply, next) = match request {
-            // A caller that went away takes no answer; what it waited for goes on.
+            // A caller that went away takes no answer; what it waited for goes on, unless it stood
+            // for a container.
             Request::Wait { process } => tokio::select! {
                 reply = self.wait(&process) => (reply, Next::Close),
-                () = connection.closed() => return,
+                () = connection.closed() => {
+                    if process.exec.is_none() {
+                        // It may have been removed meanwhile.
+                        let _ = self.remove(&process.container).await;
+                    }
+                    return;
+                }
             },
             Request::WatchOom { container, seen } => tokio::select! {
                 reply = self.watch_oom(&container, seen) => (reply, Next::Close),
@@ -178,6 +205,11 @@ impl Agent {
                 written.map_err(ContainerError::from)?;
                 Ok(Answer::Done)
             }
+            Request::SetCpus { count } => match cpus::set_online(Path::new(CPUS), count) {
+                Ok(()) => Ok(Answer::Done),
+                Err(error @ CpuError::None) => Err(invalid(error.to_string())),
+                Err(error) => Err(system(&error)),
+            },
             Request::WatchOom { container, seen } => self.watch_oom(&container, seen).await,
             Request::Pause { container } => {
                 self.container(&container)?.pause().await?;
@@ -188,7 +220,7 @@ impl Agent {
                 Ok(Answer::Done)
             }
             Request::RemoveContainer { container } => self.remove(&container).await,
-            Request::Shutdown => self.shut_down().await,
+            Request::Leave { container } => self.leave(&container).await,
             Request::Wait { process } => self.wait(&process).await,
             // Turned into a stream by the caller, who holds the connection.
             Request::Stream { process, stream } => {
@@ -214,6 +246,12 @@ impl Agent {
         self.share.mounted().map_err(|error| system(&error))?;
         crate::guest::mount_lazily(&wanted.mounts).map_err(|error| system(&error))?;
         let id = wanted.id.clone();
+        if self.over.get() {
+            return Err(Failure {
+                kind: FailureKind::State,
+                message: "the sandbox is ending".to_owned(),
+            });
+        }
         if self.containers.borrow().contains_key(&id) {
             return Err(Failure {
                 kind: FailureKind::Exists,
@@ -221,7 +259,8 @@ impl Agent {
             });
         }
         self.containers.borrow_mut().insert(id.clone(), None);
-        let created = Container::create(self.host(), wanted).await;
+        let init = |id: &str| Some(Rc::clone(self.container(id).ok()?.init()));
+        let created = Container::create(self.host(), wanted, init).await;
         let mut containers = self.containers.borrow_mut();
         match created {
             Ok(container) => {
@@ -300,19 +339,18 @@ impl Agent {
         Ok(Answer::Done)
     }
 
-    async fn shut_down(&self) -> Reply {
-        let containers: Vec<Rc<Container>> = {
-            let containers = self.containers.borrow();
-            containers.values().flatten().cloned().collect()
-        };
-        let mut ended: Result<(), ContainerError> = Ok(());
-        for container in containers {
-            // Data is written back even if a process does not end.
-            ended = ended.and(container.end_all().await);
+    async fn leave(&self, id: &str) -> Reply {
+        let removed = self.remove(id).await;
+        // Even if a process does not end.
+        let last = self.containers.borrow().keys().all(|other| other == id);
+        if last {
+            self.over.set(true);
+            self.share.write_back();
+        } else {
+            self.share.release_unused();
         }
-        self.share.write_back();
-        ended?;
-        Ok(Answer::Done)
+        removed?;
+        Ok(Answer::Left { last })
     }
 }
 

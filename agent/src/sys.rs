@@ -71,6 +71,28 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Optio
     }
 }
 
+/// Sets a limit of process `pid`, `RLIMIT_*` by its number; `u64::MAX` is none.
+///
+/// # Errors
+/// Those of `prlimit(2)`.
+pub fn set_limit(pid: u32, resource: u32, soft: u64, hard: u64) -> Result<(), Errno> {
+    let limit = libc::rlimit64 {
+        rlim_cur: soft,
+        rlim_max: hard,
+    };
+    // SAFETY: `limit` outlives the call; the old limit is not asked for.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_prlimit64,
+            pid,
+            resource,
+            &raw const limit,
+            std::ptr::null_mut::<libc::rlimit64>(),
+        )
+    };
+    check(result).map(|_| ())
+}
+
 /// Arguments of `mount_setattr(2)`; the kernel's `struct mount_attr`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[repr(C)]

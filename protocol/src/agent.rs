@@ -110,6 +110,8 @@ pub enum Request {
     },
     /// Waits for the end of a process. Answer: [`Answer::Exited`], as late as it takes; a process
     /// that has ended stays known until its container, or for an exec its first `Wait`, is done.
+    /// Who waits for a container's init process stands for the container: if the connection closes
+    /// before the end, the container is removed.
     Wait {
         /// The process.
         process: ProcessRef,
@@ -152,6 +154,11 @@ pub enum Request {
         /// Plain names, each with what is written to it.
         files: Vec<(String, String)>,
     },
+    /// Takes all of the guest's CPUs off line but that many. Answer: [`Answer::Done`].
+    SetCpus {
+        /// How many are on line afterwards, at least 1; more than there are mean all.
+        count: u32,
+    },
     /// Waits until the kernel has killed more than `seen` processes of the container for want of
     /// memory. Answer: [`Answer::OomKills`], or [`Answer::Exited`] when the container's init
     /// process has ended, as late as it takes.
@@ -176,9 +183,12 @@ pub enum Request {
         /// Container id.
         container: String,
     },
-    /// Ends all containers and writes all data back. Answer: [`Answer::Done`], after which the VM
-    /// may be stopped at any moment without loss.
-    Shutdown,
+    /// Removes the container as `RemoveContainer` does. If none is left in the sandbox, it takes no
+    /// further one, and all data is written back. Answer: [`Answer::Left`].
+    Leave {
+        /// Container id.
+        container: String,
+    },
 }
 
 /// What a successful call returns.
@@ -204,6 +214,11 @@ pub enum Answer {
     Processes(ProcessList),
     /// Contents of files, in the order of the request; `None` for one that does not exist.
     Files(Vec<Option<String>>),
+    /// The container is removed.
+    Left {
+        /// Whether it was the last: the VM may be stopped at any moment without loss.
+        last: bool,
+    },
     /// How many processes of the container the kernel has killed for want of memory so far.
     OomKills(u64),
 }

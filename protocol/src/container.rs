@@ -92,6 +92,8 @@ pub struct Root {
     pub share_path: String,
     /// Whether `/` is mounted read-only.
     pub readonly: bool,
+    /// Other `MS_*` flags of `/`: those of the mount that it comes from.
+    pub flags: u64,
     /// Propagation of `/`: one of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED`, `MS_UNBINDABLE`, with
     /// `MS_REC` if recursive; 0 leaves it private.
     pub propagation: u64,
@@ -102,8 +104,8 @@ pub struct Root {
 pub struct Namespace {
     /// Its kind.
     pub kind: NamespaceKind,
-    /// A guest path whose namespace is joined; `None` makes a new one.
-    pub path: Option<String>,
+    /// Id of the container of the same sandbox whose namespace is joined; `None` makes a new one.
+    pub of: Option<String>,
 }
 
 /// Kinds of namespaces (`namespaces(7)`).
@@ -341,6 +343,26 @@ pub struct Capabilities {
     /// Ambient set.
     pub ambient: u64,
 }
+
+/// Names of the resources that can be limited (`getrlimit(2)`), each at its number.
+pub const RLIMIT_NAMES: [&str; 16] = [
+    "RLIMIT_CPU",
+    "RLIMIT_FSIZE",
+    "RLIMIT_DATA",
+    "RLIMIT_STACK",
+    "RLIMIT_CORE",
+    "RLIMIT_RSS",
+    "RLIMIT_NPROC",
+    "RLIMIT_NOFILE",
+    "RLIMIT_MEMLOCK",
+    "RLIMIT_AS",
+    "RLIMIT_LOCKS",
+    "RLIMIT_SIGPENDING",
+    "RLIMIT_MSGQUEUE",
+    "RLIMIT_NICE",
+    "RLIMIT_RTPRIO",
+    "RLIMIT_RTTIME",
+];
 
 /// One resource limit (`setrlimit(2)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -2,7 +2,15 @@
 //! "POSIX-platform Hooks"). The runtime runs those of the host, the agent runs those of the
 //! container's own namespaces, [`StartHooks`].
 
+use std::{
+    fs::File,
+    io::{Read as _, Seek as _},
+};
+
 use serde::{Deserialize, Serialize};
+
+/// How much of what a hook wrote is shown when it fails.
+const SHOWN_BYTES_MAX: u64 = 4096;
 
 /// One program.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,8 +19,8 @@ pub struct Hook {
     pub path: String,
     /// Its arguments, the name of the program included; empty stands for the path alone.
     pub args: Vec<String>,
-    /// Its whole environment, names and values.
-    pub env: Vec<(String, String)>,
+    /// Its whole environment, names and values; `None` is that of who runs it.
+    pub env: Option<Vec<(String, String)>>,
     /// Seconds after which it is killed and has failed, at least 1; `None` waits for ever.
     pub timeout_s: Option<u64>,
 }
@@ -43,6 +51,17 @@ pub fn describe_end(code: Option<i32>, signal: Option<i32>) -> String {
         }
         (None, None) => "no status".to_owned(),
     }
+}
+
+/// What a hook wrote to `file`, in one line.
+#[must_use]
+pub fn shown(mut file: File) -> String {
+    let mut bytes = Vec::new();
+    // What cannot be read back cannot be shown.
+    let _ = file.rewind();
+    let _ = file.take(SHOWN_BYTES_MAX).read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes);
+    text.trim_end().replace('\n', "; ")
 }
 
 /// Go's words for the signals from 1 on.

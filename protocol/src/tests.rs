@@ -56,7 +56,7 @@ fn a_value_past_the_maximum_is_not_sent() {
 
 #[test]
 fn bytes_after_the_value_are_refused() {
-    let bytes = frame::encode(&(Request::Shutdown, 7_u8)).unwrap();
+    let bytes = frame::encode(&(ExitStatus::Exited(1), 7_u8)).unwrap();
     let error = frame::decode::<Request>(&bytes[HEADER_BYTES..]).unwrap_err();
     assert!(matches!(error, FrameError::TrailingBytes { bytes: 1 }));
 }

@@ -4,13 +4,16 @@
 //! and sends one [`Launch`] frame with every file descriptor the VM may use attached to its first
 //! byte (`SCM_RIGHTS`, in the order that [`Fd`] counts). The VMM answers [`Launched`] when the
 //! vCPUs run. From then on the socket is a lifeline: when the runtime's end closes, the VMM ends
-//! the VM and exits; and the socket serves [`ControlRequest`]s, as does every connection to the
-//! control listener. The VMM's exit code is [`ExitReason::code`].
+//! the VM and exits, unless another connection is a lifeline, too ([`ControlRequest::Hold`]); and
+//! the socket serves [`ControlRequest`]s, as does every connection to the control listener. The VMM's exit code is [`ExitReason::code`].
 
 use serde::{Deserialize, Serialize};
 
 /// Most file descriptors one [`Launch`] carries: `SCM_MAX_FD` of Linux.
 pub const FDS_MAX: usize = 253;
+
+/// Most lifelines of a VM beside the launch socket.
+pub const LIFELINES_MAX: usize = 1024;
 
 /// Index of a descriptor among those sent with the [`Launch`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -156,6 +159,9 @@ pub enum ControlRequest {
     Counters,
     /// Reads the console's ring. Answer: [`ControlAnswer::Console`].
     Console,
+    /// Makes this connection a lifeline of the VM: it lives until the last one closes. There are at
+    /// most [`LIFELINES_MAX`]. Answer: [`ControlAnswer::Done`].
+    Hold,
     /// Ends the VM at once; the guest is not asked. Answer: [`ControlAnswer::Done`], then exit.
     Shutdown,
 }
@@ -203,7 +209,7 @@ pub struct Description {
 /// Why a VM ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExitReason {
-    /// It was asked to, on a socket, or the lifeline closed.
+    /// It was asked to, on a socket, or the last lifeline closed.
     Shutdown,
     /// The VMM could not start or go on; the log says why.
     Error,

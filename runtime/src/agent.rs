@@ -29,7 +29,7 @@ use tokio::io::AsyncReadExt as _;
 /// Name of the vsock device's socket in the state directory.
 pub(crate) const SOCKET: &str = "vsock.sock";
 
-/// How long a verb waits for an answer. The longest honest call is `Shutdown`, which writes all
+/// How long a verb waits for an answer. The longest honest call is `Leave`, which writes all
 /// data back.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -164,7 +164,16 @@ impl Call {
     /// # Errors
     /// [`AgentError`].
     pub(crate) fn finish_late(mut self, interrupts: &[BorrowedFd<'_>]) -> Result<(), AgentError> {
+        // A guest that does not take the call must be as easy to leave as one that does not answer.
+        self.wait_readable(interrupts)?;
         self.skip_line().map_err(AgentError::Handshake)?;
+        self.wait_readable(interrupts)?;
+        let reply: Reply = frame::read(&mut self.stream).map_err(AgentError::Frame)?;
+        done(reply.map_err(AgentError::Refused)?)
+    }
+
+    /// Waits for bytes or the end of the connection, or for one of `interrupts`.
+    fn wait_readable(&self, interrupts: &[BorrowedFd<'_>]) -> Result<(), AgentError> {
         let mut fds = vec![PollFd::new(&self.stream, PollFlags::IN)];
         fds.extend(
             interrupts
@@ -177,15 +186,12 @@ impl Call {
                 Err(error) => return Err(AgentError::Handshake(error.into())),
             }
             if !fds[0].revents().is_empty() {
-                break;
+                return Ok(());
             }
             if fds[1..].iter().any(|fd| !fd.revents().is_empty()) {
                 return Err(AgentError::Interrupted);
             }
         }
-        drop(fds);
-        let reply: Reply = frame::read(&mut self.stream).map_err(AgentError::Frame)?;
-        done(reply.map_err(AgentError::Refused)?)
     }
 
     /// Waits for [`Answer::Done`] and returns the connection, from now on a stream of bytes.
@@ -235,8 +241,10 @@ impl Call {
         let mut line = [0; LINE_MAX_BYTES];
         let mut length = 0;
         while length < LINE_MAX_BYTES {
-            let (peeked, _) =
-                rustix::net::recv(&self.stream, &mut line[length..], RecvFlags::PEEK)?;
+            // With a deadline, being stopped and continued interrupts it, without any handler.
+            let (peeked, _) = rustix::io::retry_on_intr(|| {
+                rustix::net::recv(&self.stream, &mut line[length..], RecvFlags::PEEK)
+            })?;
             if peeked == 0 {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }

@@ -1,27 +1,27 @@
 //! What a container has from its caller where `config.json` does not say: resource limits, and the
 //! name of the machine. `create`, `run` and `exec` ask; the plan is told.
 
-use lazaret_protocol::container::Rlimit;
+use lazaret_protocol::container::{RLIMIT_NAMES, Rlimit};
 use rustix::process::{Resource, getrlimit};
 
-/// Resources with their numbers (`getrlimit(2)`).
-const RESOURCES: [(Resource, u32); 16] = [
-    (Resource::Cpu, libc::RLIMIT_CPU),
-    (Resource::Fsize, libc::RLIMIT_FSIZE),
-    (Resource::Data, libc::RLIMIT_DATA),
-    (Resource::Stack, libc::RLIMIT_STACK),
-    (Resource::Core, libc::RLIMIT_CORE),
-    (Resource::Rss, libc::RLIMIT_RSS),
-    (Resource::Nproc, libc::RLIMIT_NPROC),
-    (Resource::Nofile, libc::RLIMIT_NOFILE),
-    (Resource::Memlock, libc::RLIMIT_MEMLOCK),
-    (Resource::As, libc::RLIMIT_AS),
-    (Resource::Locks, libc::RLIMIT_LOCKS),
-    (Resource::Sigpending, libc::RLIMIT_SIGPENDING),
-    (Resource::Msgqueue, libc::RLIMIT_MSGQUEUE),
-    (Resource::Nice, libc::RLIMIT_NICE),
-    (Resource::Rtprio, libc::RLIMIT_RTPRIO),
-    (Resource::Rttime, libc::RLIMIT_RTTIME),
+/// All resources.
+const RESOURCES: [Resource; RLIMIT_NAMES.len()] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Nofile,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
 ];
 
 /// The process that called, as far as containers inherit from it.
@@ -36,10 +36,10 @@ pub(crate) struct Caller {
 impl Caller {
     /// Asks the kernel about this process, which has all of it from its caller.
     pub(crate) fn observe() -> Self {
-        let limits = RESOURCES.iter().map(|&(resource, number)| {
+        let limits = RESOURCES.iter().map(|&resource| {
             let limit = getrlimit(resource);
             Rlimit {
-                resource: number,
+                resource: resource as u32,
                 soft: limit.current.unwrap_or(u64::MAX),
                 hard: limit.maximum.unwrap_or(u64::MAX),
             }

@@ -1,9 +1,11 @@
 //! The command line: verbs and options as runc has them. Called by the library's entry; says what
 //! was asked for, does nothing of it.
 
-use std::path::PathBuf;
+use std::{ffi::OsString, path::PathBuf};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{
+    Args, Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
+};
 
 use crate::{bundle, log, state};
 
@@ -46,6 +48,25 @@ pub(crate) struct Cli {
     pub(crate) global: Global,
     #[command(subcommand)]
     pub(crate) verb: Option<Verb>,
+}
+
+impl Cli {
+    /// Reads a command line, the program's name included.
+    ///
+    /// # Errors
+    /// Help that was asked for, or what is wrong.
+    pub(crate) fn read(arguments: impl Iterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let matches = described().try_get_matches_from(arguments)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut described()))
+    }
+}
+
+/// The command line, with a help like runc's for each verb as well.
+pub(crate) fn described() -> Command {
+    Cli::command().mut_subcommands(|verb| {
+        let name = format!("lazaret {}", verb.get_name());
+        verb.help_template(TEMPLATE).display_name(name)
+    })
 }
 
 /// Options before the verb.
@@ -106,61 +127,61 @@ fn log_format(name: &str) -> Result<log::Format, String> {
 #[command(defer = true)]
 pub(crate) enum Verb {
     /// Checkpoint a running container (not supported yet)
-    #[command(after_help = help::CHECKPOINT, help_template = TEMPLATE, display_name = "lazaret checkpoint")]
+    #[command(after_help = help::CHECKPOINT)]
     Checkpoint(Box<Checkpoint>),
     /// Create a container
-    #[command(after_help = help::CREATE, help_template = TEMPLATE, display_name = "lazaret create")]
+    #[command(after_help = help::CREATE)]
     Create(Create),
     /// Delete any resources held by the container
-    #[command(after_help = help::DELETE, help_template = TEMPLATE, display_name = "lazaret delete")]
+    #[command(after_help = help::DELETE)]
     Delete(Delete),
     /// Display container events such as OOM notifications, cpu, memory, and IO usage statistics
-    #[command(after_help = help::EVENTS, help_template = TEMPLATE, display_name = "lazaret events")]
+    #[command(after_help = help::EVENTS)]
     Events(Events),
     /// Execute a new process inside the container
-    #[command(after_help = help::EXEC, help_template = TEMPLATE, display_name = "lazaret exec")]
+    #[command(after_help = help::EXEC)]
     Exec(Box<Exec>),
     /// Send a signal (default: SIGTERM) to the container's init process
-    #[command(after_help = help::KILL, help_template = TEMPLATE, display_name = "lazaret kill")]
+    #[command(after_help = help::KILL)]
     Kill(Kill),
     /// List containers started with the given root
-    #[command(after_help = help::LIST, help_template = TEMPLATE, display_name = "lazaret list")]
+    #[command(after_help = help::LIST)]
     List(List),
     /// Suspend all processes inside the container
-    #[command(after_help = help::PAUSE, help_template = TEMPLATE, display_name = "lazaret pause")]
+    #[command(after_help = help::PAUSE)]
     Pause(Container),
     /// Display the processes running inside a container
-    #[command(after_help = help::PS, help_template = TEMPLATE, display_name = "lazaret ps")]
+    #[command(after_help = help::PS)]
     Ps(Ps),
     /// Restore a container from a previous checkpoint (not supported yet)
-    #[command(after_help = help::RESTORE, help_template = TEMPLATE, display_name = "lazaret restore")]
+    #[command(after_help = help::RESTORE)]
     Restore(Box<Restore>),
     /// Resume all processes that have been paused
-    #[command(after_help = help::RESUME, help_template = TEMPLATE, display_name = "lazaret resume")]
+    #[command(after_help = help::RESUME)]
     Resume(Container),
     /// Create and run a container
-    #[command(after_help = help::RUN, help_template = TEMPLATE, display_name = "lazaret run")]
+    #[command(after_help = help::RUN)]
     Run(Run),
     /// Create a new specification file
-    #[command(after_help = help::SPEC, help_template = TEMPLATE, display_name = "lazaret spec")]
+    #[command(after_help = help::SPEC)]
     Spec(Spec),
     /// Execute the user-defined process in a created container
-    #[command(after_help = help::START, help_template = TEMPLATE, display_name = "lazaret start")]
+    #[command(after_help = help::START)]
     Start(Container),
     /// Output the state of a container
-    #[command(after_help = help::STATE, help_template = TEMPLATE, display_name = "lazaret state")]
+    #[command(after_help = help::STATE)]
     State(Container),
     /// Update container resource constraints
-    #[command(after_help = help::UPDATE, help_template = TEMPLATE, display_name = "lazaret update")]
+    #[command(after_help = help::UPDATE)]
     Update(Box<Update>),
     /// Show the enabled features
-    #[command(after_help = help::FEATURES, help_template = TEMPLATE, display_name = "lazaret features")]
+    #[command(after_help = help::FEATURES)]
     Features,
     /// Say what this machine lacks to run containers
-    #[command(after_help = help::CHECK, help_template = TEMPLATE, display_name = "lazaret check")]
+    #[command(after_help = help::CHECK)]
     Check(Check),
     /// Print the version
-    #[command(after_help = help::VERSION, help_template = TEMPLATE, display_name = "lazaret version")]
+    #[command(after_help = help::VERSION)]
     Version,
 }
 

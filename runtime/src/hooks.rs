@@ -8,7 +8,7 @@
 use std::{
     collections::BTreeMap,
     fs::File,
-    io::{self, Read as _, Seek as _, Write as _},
+    io::{self, Seek as _, Write as _},
     os::{
         fd::{BorrowedFd, OwnedFd},
         unix::process::ExitStatusExt as _,
@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lazaret_protocol::hook::{Hook, describe_end};
+use lazaret_protocol::hook::{Hook, describe_end, shown};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     fs::MemfdFlags,
@@ -28,9 +28,6 @@ use rustix::{
 use serde::{Deserialize, Serialize};
 
 use crate::sys;
-
-/// How much of what a hook wrote is shown when it fails.
-const SHOWN_MAX_BYTES: u64 = 4096;
 
 /// The state of a container, as a hook reads it from its standard input (runtime.md "State").
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -232,11 +229,13 @@ fn command(hook: &Hook, place: Place<'_>, streams: [&File; 3]) -> Result<Command
     command
         .arg0(hook.args.first().unwrap_or(&hook.path))
         .args(hook.args.iter().skip(1))
-        .env_clear()
-        .envs(hook.env.iter().map(|(name, value)| (name, value)))
         .stdin(input.map_err(failed())?)
         .stdout(output.map_err(failed())?)
         .stderr(errors.map_err(failed())?);
+    if let Some(env) = &hook.env {
+        let env = env.iter().map(|(name, value)| (name, value));
+        command.env_clear().envs(env);
+    }
     let namespace = place.mount_namespace.map(|fd| fd.try_clone_to_owned());
     let namespace = namespace.transpose().map_err(failed())?;
     sys::place_child(&mut command, namespace, place.directory)
@@ -286,16 +285,6 @@ fn memory_file(content: &[u8]) -> Result<File, Failure> {
     file.write_all(content).map_err(failed())?;
     file.rewind().map_err(failed())?;
     Ok(file)
-}
-
-/// What the hook wrote, in one line.
-fn shown(mut file: File) -> String {
-    let mut bytes = Vec::new();
-    // What cannot be read back cannot be shown.
-    let _ = file.rewind();
-    let _ = file.take(SHOWN_MAX_BYTES).read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
-    text.trim_end().replace('\n', "; ")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@
 
 use std::{ffi::OsString, process::ExitCode};
 
-use clap::{CommandFactory as _, Parser as _, error::ErrorKind};
+use clap::error::ErrorKind;
 
 pub mod config;
 
@@ -22,6 +22,7 @@ mod log;
 mod monitor;
 mod plan;
 mod process;
+mod sandbox;
 mod seccomp;
 mod share;
 mod signals;
@@ -40,13 +41,13 @@ const NO_SUCH_VERB: u8 = 3;
 
 /// The command line, for whoever describes it: man pages, completions.
 pub fn command_line() -> clap::Command {
-    cli::Cli::command()
+    cli::described()
 }
 
 /// Runs the verb that `arguments` ask for; returns what the process exits with.
 pub fn main(arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let started_us = time::monotonic_us();
-    let cli = match cli::Cli::try_parse_from(arguments) {
+    let cli = match cli::Cli::read(arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };

@@ -18,12 +18,16 @@ use rustix::{
 
 use crate::{
     plan,
+    process::ProcessId,
     sys::{self, MountAttributes},
     user_namespace,
 };
 
 mod flags;
+mod sandbox;
 mod view;
+
+use sandbox::SandboxShare;
 
 /// Mount point of the share in the state directory.
 const MOUNT_POINT: &str = "share";
@@ -98,6 +102,8 @@ pub(crate) struct Share {
     mount_point: PathBuf,
     /// The root file system's clone, if it becomes read-only once the container is made.
     sealed_later: Option<OwnedFd>,
+    /// Where the guest sees it, if its VM was made for another container.
+    elsewhere: Option<SandboxShare>,
 }
 
 impl Share {
@@ -127,6 +133,7 @@ impl Share {
             top,
             mount_point,
             sealed_later: None,
+            elsewhere: None,
         })
     }
 
@@ -137,7 +144,7 @@ impl Share {
 
     /// Attaches everything a container shares. The first one, the root file system, stays
     /// writable until [`Share::seal`]: the agent has to make mount points in it. The container's
-    /// binds learn the flags that the mounts of their sources have.
+    /// root and binds learn the flags that the mounts of their sources have.
     ///
     /// # Errors
     /// [`ShareError`].
@@ -154,9 +161,7 @@ impl Share {
         let mut table = flags::MountTable::default();
         for (index, share) in shares.iter().enumerate() {
             let is_root = index == 0;
-            let bind = (container.mounts.iter_mut())
-                .find(|mount| mount.source == MountSource::Share(share.share_path.clone()));
-            let clone = self.attach_one(share, is_root, bind, &mut table)?;
+            let clone = self.attach_one(share, is_root, container, &mut table)?;
             if is_root && share.readonly {
                 self.sealed_later = Some(clone);
             }
@@ -174,14 +179,35 @@ impl Share {
         })
     }
 
+    /// Shows what is attached for `container` to the guest of `vmm`, whose share is in the state
+    /// directory `owner`.
+    ///
+    /// # Errors
+    /// [`ShareError::Mount`].
+    pub(crate) fn join(
+        &mut self,
+        vmm: ProcessId,
+        owner: &Path,
+        container: &CreateContainer,
+    ) -> Result<(), ShareError> {
+        let elsewhere = SandboxShare::open(vmm, owner).map_err(mount_error("open the sandbox"))?;
+        let elsewhere = self.elsewhere.insert(elsewhere);
+        let attached = elsewhere.attach(&self.top, &container.id);
+        attached.map_err(mount_error("attach files in the sandbox"))
+    }
+
     /// Makes a read-only root file system read-only.
     ///
     /// # Errors
     /// [`ShareError::Mount`].
-    pub(crate) fn seal(&mut self) -> Result<(), ShareError> {
+    pub(crate) fn seal(&mut self, container: &CreateContainer) -> Result<(), ShareError> {
         let Some(root) = self.sealed_later.take() else {
             return Ok(());
         };
+        if let Some(elsewhere) = &self.elsewhere {
+            let sealed = elsewhere.seal(&container.root.share_path);
+            sealed.map_err(mount_error("make the root file system read-only"))?;
+        }
         let readonly = MountAttributes {
             set: libc::MOUNT_ATTR_RDONLY,
             ..MountAttributes::default()
@@ -215,7 +241,7 @@ impl Share {
         &self,
         share: &plan::Share,
         is_root: bool,
-        bind: Option<&mut Mount>,
+        container: &mut CreateContainer,
         table: &mut flags::MountTable,
     ) -> Result<OwnedFd, ShareError> {
         if let Some(options) = &share.overlay {
@@ -236,8 +262,10 @@ impl Share {
         }
         let stat = rustix::fs::fstat(&clone).map_err(|e| failed(e.into()))?;
         let kind = FileType::from_raw_mode(stat.st_mode);
-        if let Some(bind) = bind {
-            // Before they become what the host wants them to be.
+        // Before they become what the host wants them to be.
+        if is_root {
+            flags::hand_on_to_root(share, &clone, &mut container.root).map_err(failed)?;
+        } else if let Some(bind) = bind_of(share, container) {
             flags::hand_on(share, &clone, kind, bind, table).map_err(failed)?;
         }
         restrict(share, &clone, is_root).map_err(failed)?;
@@ -292,6 +320,25 @@ impl Share {
             .map(drop)
             .map_err(mount_error("make a file"))
     }
+}
+
+/// Takes the files of container `id` away from the guest of `vmm`, whose share is in the state
+/// directory `owner`.
+///
+/// # Errors
+/// As the system calls; what is gone already is no error, but for the whole share.
+pub(crate) fn withdraw(vmm: ProcessId, owner: &Path, id: &str) -> io::Result<()> {
+    let is_owner = owner.file_name().is_some_and(|name| name == id);
+    SandboxShare::open(vmm, owner)?.detach(id, is_owner)?;
+    Ok(())
+}
+
+/// The container's mount that shows `share`.
+fn bind_of<'a>(share: &plan::Share, container: &'a mut CreateContainer) -> Option<&'a mut Mount> {
+    let mut mounts = container.mounts.iter_mut();
+    mounts.find(
+        |mount| matches!(&mount.source, MountSource::Share(path) if *path == share.share_path),
+    )
 }
 
 /// Clones what is shared, with what is mounted below it if that is wanted.

@@ -154,6 +154,9 @@ pub(crate) struct Record {
     /// The hooks that are still to come.
     #[serde(default, skip_serializing_if = "LaterHooks::is_empty")]
     pub(crate) hooks: LaterHooks,
+    /// Id of the container that the VM was made for, if that is another one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) sandbox: Option<String>,
     /// Size of the VM; none in the record of an older version.
     pub(crate) vm: Option<VmSize>,
     /// `linux.resources` as it is now, without rules about devices.
@@ -284,6 +287,17 @@ impl StateDir {
     /// Path of the directory, for messages.
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The directories of all other containers.
+    ///
+    /// # Errors
+    /// [`StateError::Io`].
+    pub(crate) fn siblings(&self) -> Result<Vec<Self>, StateError> {
+        let root = self.path.parent().unwrap_or(Path::new("/"));
+        let mut dirs = Store::new(root).list()?;
+        dirs.retain(|dir| dir.id != self.id);
+        Ok(dirs)
     }
 
     /// Waits for the lock. It lasts until [`StateDir::unlock`], or until every process that

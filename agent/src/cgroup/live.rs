@@ -2,6 +2,7 @@
 //! kernel killing for want of memory. Called by [`crate::container`].
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
 
 use lazaret_protocol::agent::CGROUP_FILES_MAX;
 use rustix::fs::{Mode, OFlags, ResolveFlags, openat, openat2};
@@ -71,14 +72,20 @@ impl Cgroup {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
         let name = if below.is_empty() { "." } else { below };
-        openat2(&self.directory, name, flags, Mode::empty(), resolve).map_err(|errno| {
-            let procs = format!("{below}/cgroup.procs");
-            self.file_error(
-                "adding pid of the new process to cgroups: open".to_owned(),
-                &procs,
-                errno,
-            )
-        })
+        openat2(&self.directory, name, flags, Mode::empty(), resolve)
+            .map_err(|errno| self.refused(below, errno))
+    }
+
+    /// Why the cgroup at `path` below this one takes no process, in runc's words.
+    #[must_use]
+    pub fn refused(&self, path: &str, errno: Errno) -> CgroupError {
+        self.file_error(
+            "adding pid of the new process to cgroups: open".to_owned(),
+            &Path::new(path.trim_matches('/'))
+                .join("cgroup.procs")
+                .to_string_lossy(),
+            errno,
+        )
     }
 
     /// Waits until the kernel has killed more than `seen` processes for want of memory; returns

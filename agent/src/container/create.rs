@@ -1,14 +1,18 @@
 //! How containers and further processes come to be: the agent's half of the work.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::path::Path;
 use std::rc::Rc;
 
-use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Process, Stdio};
+use lazaret_protocol::container::{
+    CreateContainer, IdMapping, NamespaceKind, Process, Rlimit, Stdio,
+};
 use rustix::io::Errno;
 
 use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
+use crate::device_node;
 use crate::errno::Os;
 use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions, Rules};
 use crate::launch::{self, LaunchError, Launched, Mappings, Plan};
@@ -27,21 +31,44 @@ pub struct Place<'a> {
     pub ignore_paused: bool,
 }
 
+/// Descriptors that a child finds under the numbers they have here.
+#[derive(Default)]
+struct Inherited(Vec<OwnedFd>);
+
+impl Inherited {
+    /// Adds a duplicate of `fd`; returns its number.
+    fn pass(&mut self, fd: BorrowedFd<'_>) -> Result<RawFd, LaunchError> {
+        let fd = launch::inheritable(fd)?;
+        let number = fd.as_raw_fd();
+        self.0.push(fd);
+        Ok(number)
+    }
+}
+
+/// What is made for a child that has no right to make it.
+#[derive(Default)]
+struct Made {
+    root_tree: Option<RawFd>,
+    trees: Vec<Option<RawFd>>,
+    nodes: Vec<Option<RawFd>>,
+}
+
 impl Container {
-    /// Builds a container up to the point where its init process waits before `exec`. On failure
-    /// nothing is left of it.
+    /// Builds a container up to the point where its init process waits before `exec`; `init` finds
+    /// that process of a container whose namespace is to be joined. On failure nothing is left.
     ///
     /// # Errors
     /// [`ContainerError`].
     pub async fn create(
         host: Host<'_>,
         wanted: CreateContainer,
+        init: impl Fn(&str) -> Option<Rc<process::Process>>,
     ) -> Result<Rc<Self>, ContainerError> {
         if !valid_id(&wanted.id) {
             return Err(ContainerError::Id(wanted.id));
         }
         let has_mappings = !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty();
-        let namespaces = Namespaces::open(&wanted.namespaces, has_mappings)?;
+        let namespaces = Namespaces::open(&wanted.namespaces, has_mappings, init)?;
         let rules = Rules {
             seccomp: wanted.seccomp.clone(),
             personality: wanted.personality,
@@ -84,30 +111,16 @@ impl Container {
     ) -> Result<(String, Rc<process::Process>, Connection), ContainerError> {
         let environment = host.environment;
         let new_user = namespaces.is_new(NamespaceKind::User);
-        let mut inherited: Vec<OwnedFd> = Vec::new();
-        let mut pass = |fd: BorrowedFd<'_>| -> Result<RawFd, LaunchError> {
-            let fd = launch::inheritable(fd)?;
-            let number = fd.as_raw_fd();
-            inherited.push(fd);
-            Ok(number)
-        };
+        let mut inherited = Inherited::default();
         let mut joined = Vec::new();
         for (kind, fd) in &namespaces.joined {
             if *kind != NamespaceKind::Pid {
-                joined.push((*kind, pass(fd.as_fd())?));
+                joined.push((*kind, inherited.pass(fd.as_fd())?));
             }
         }
-        let mut root_tree = None;
-        let mut trees = Vec::new();
+        let mut made = Made::default();
         if new_user {
-            // A new user namespace has no rights over the guest's mounts.
-            let share = &environment.share;
-            let root = mounts::clone_shared(share, &wanted.root.share_path, true)?;
-            root_tree = Some(pass(root.as_fd())?);
-            for mount in &wanted.mounts {
-                let tree = mounts::clone_source(share, mount)?;
-                trees.push(tree.map(|tree| pass(tree.as_fd())).transpose()?);
-            }
+            made = make_for_user_namespace(&environment.share, &wanted, &mut inherited)?;
             let root_id = |mappings: &[IdMapping]| root_id(mappings);
             cgroup.delegate(root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings))?;
         }
@@ -120,7 +133,7 @@ impl Container {
                 .is_new(NamespaceKind::Time)
                 .then_some(&wanted.time_offsets),
             stdio: stdio_of(&wanted.process),
-            inherited: &inherited,
+            inherited: &inherited.0,
             mappings: new_user.then_some(Mappings {
                 uid: &wanted.uid_mappings,
                 gid: &wanted.gid_mappings,
@@ -137,8 +150,9 @@ impl Container {
             staging: environment.staging.display().to_string(),
             cgroup: cgroup.path().display().to_string(),
             joined,
-            root_tree,
-            trees,
+            root_tree: made.root_tree,
+            trees: made.trees,
+            nodes: made.nodes,
         }));
         let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
         Ok((id, process, channel))
@@ -195,20 +209,23 @@ impl Container {
                 mappings: None,
             })
         };
-        let below = match below {
+        let chosen = match below {
             "" => None,
             path => Some(self.cgroup.open_below(path)?),
         };
-        let launched = match launch(below.as_ref().map_or(self.cgroup.as_fd(), AsFd::as_fd)) {
+        let launched = match launch(chosen.as_ref().map_or(self.cgroup.as_fd(), AsFd::as_fd)) {
             // The container made cgroups below its own, which may then hold no process itself.
-            Err(LaunchError::Clone(Os(Errno::BUSY))) if below.is_none() => {
+            Err(LaunchError::Clone(Os(Errno::BUSY))) if chosen.is_none() => {
                 let mount = &host.environment.cgroup_mount;
                 let cgroup = cgroup::open_cgroup_of(self.init.pid(), mount);
                 let cgroup = cgroup.map_err(LaunchError::Clone)?;
-                launch(cgroup.as_fd())
+                launch(cgroup.as_fd())?
             }
-            launched => launched,
-        }?;
+            Err(LaunchError::Clone(Os(Errno::BUSY))) => {
+                return Err(self.cgroup.refused(below, Errno::BUSY).into());
+            }
+            launched => launched?,
+        };
         let limits = wanted.rlimits.clone();
         let score = wanted.oom_score_adj;
         let _interpreted = host.interpreted(self.rules.seccomp.is_some());
@@ -227,13 +244,35 @@ impl Container {
     }
 }
 
+/// Makes what a child in a new user namespace, which has no rights over the guest's mounts and
+/// devices, needs of them.
+fn make_for_user_namespace(
+    share: &Path,
+    wanted: &CreateContainer,
+    inherited: &mut Inherited,
+) -> Result<Made, ContainerError> {
+    let mut made = Made::default();
+    let root = mounts::clone_root(share, &wanted.root)?;
+    made.root_tree = Some(inherited.pass(root.as_fd())?);
+    for mount in &wanted.mounts {
+        let tree = mounts::clone_source(share, mount)?;
+        let tree = tree.map(|tree| inherited.pass(tree.as_fd())).transpose()?;
+        made.trees.push(tree);
+    }
+    for node in device_node::make_all(wanted)? {
+        let node = node.map(|node| inherited.pass(node.as_fd())).transpose()?;
+        made.nodes.push(node);
+    }
+    Ok(made)
+}
+
 /// Takes a child from its birth to the point where only `exec` is left. On failure it is gone.
 async fn guide(
     host: Host<'_>,
     launched: Launched,
     instructions: &Instructions,
     oom_score_adj: Option<i32>,
-    limits: &[lazaret_protocol::container::Rlimit],
+    limits: &[Rlimit],
 ) -> Result<(Rc<process::Process>, Connection), ContainerError> {
     let Launched {
         child,

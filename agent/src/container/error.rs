@@ -5,6 +5,7 @@ use lazaret_protocol::frame::FrameError;
 
 use crate::cgroup::CgroupError;
 
+use crate::device_node::DeviceNodeError;
 use crate::errno::{Os, chain};
 use crate::launch::LaunchError;
 use crate::mounts::MountError;
@@ -62,6 +63,9 @@ pub enum ContainerError {
     /// Clones of its mounts' sources.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// Its device nodes.
+    #[error(transparent)]
+    DeviceNode(#[from] DeviceNodeError),
     /// Its first process.
     #[error(transparent)]
     Launch(#[from] LaunchError),
@@ -115,6 +119,7 @@ impl ContainerError {
                 NamespaceError::Duplicate(_)
                 | NamespaceError::NoMount
                 | NamespaceError::NotJoinable { .. }
+                | NamespaceError::Gone { .. }
                 | NamespaceError::Mappings(_),
             )
             | Self::Cgroup(

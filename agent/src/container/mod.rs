@@ -13,8 +13,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 
 use lazaret_protocol::agent::{ExitStatus, Failure, ProcessRef};
+use lazaret_protocol::container::{RLIMIT_NAMES, Rlimit};
 use rustix::io::Errno;
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, pidfd_open, prlimit};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use rustix::thread::ThreadNameSpaceType;
 
 use crate::bpf_compiler::Interpreted;
@@ -330,31 +331,23 @@ async fn prepared(
 
 /// Sets the limits of a child that has nothing left to do but to exec: its own work shall not run
 /// into them, and in a user namespace it could not raise them.
-fn set_limits(
-    process: &Process,
-    limits: &[lazaret_protocol::container::Rlimit],
-) -> Result<(), ContainerError> {
+fn set_limits(process: &Process, limits: &[Rlimit]) -> Result<(), ContainerError> {
     for limit in limits {
-        let finite = |value: u64| (value != u64::MAX).then_some(value);
-        let new = Rlimit {
-            current: finite(limit.soft),
-            maximum: finite(limit.hard),
-        };
         if limit.resource == libc::RLIMIT_NOFILE {
             allow_descriptors(limit.hard);
         }
-        let pid = i32::try_from(process.pid()).ok().and_then(Pid::from_raw);
-        let set = match RESOURCES.get(limit.resource as usize) {
-            Some((resource, _)) => prlimit(pid, *resource, new).map(|_| ()),
-            None => Err(Errno::INVAL),
-        };
-        set.map_err(|errno| ContainerError::Limit {
-            name: RESOURCES
-                .get(limit.resource as usize)
-                .map_or("unknown", |(_, name)| name),
-            soft: limit.soft,
-            hard: limit.hard,
-            source: Os(errno),
+        let Rlimit {
+            resource,
+            soft,
+            hard,
+        } = *limit;
+        sys::set_limit(process.pid(), resource, soft, hard).map_err(|errno| {
+            ContainerError::Limit {
+                name: RLIMIT_NAMES.get(resource as usize).unwrap_or(&"unknown"),
+                soft,
+                hard,
+                source: Os(errno),
+            }
         })?;
     }
     Ok(())
@@ -370,26 +363,6 @@ fn allow_descriptors(count: u64) {
         let _ = std::fs::write("/proc/sys/fs/nr_open", count.to_string());
     }
 }
-
-/// Resources by their number.
-const RESOURCES: [(Resource, &str); 16] = [
-    (Resource::Cpu, "RLIMIT_CPU"),
-    (Resource::Fsize, "RLIMIT_FSIZE"),
-    (Resource::Data, "RLIMIT_DATA"),
-    (Resource::Stack, "RLIMIT_STACK"),
-    (Resource::Core, "RLIMIT_CORE"),
-    (Resource::Rss, "RLIMIT_RSS"),
-    (Resource::Nproc, "RLIMIT_NPROC"),
-    (Resource::Nofile, "RLIMIT_NOFILE"),
-    (Resource::Memlock, "RLIMIT_MEMLOCK"),
-    (Resource::As, "RLIMIT_AS"),
-    (Resource::Locks, "RLIMIT_LOCKS"),
-    (Resource::Sigpending, "RLIMIT_SIGPENDING"),
-    (Resource::Msgqueue, "RLIMIT_MSGQUEUE"),
-    (Resource::Nice, "RLIMIT_NICE"),
-    (Resource::Rtprio, "RLIMIT_RTPRIO"),
-    (Resource::Rttime, "RLIMIT_RTTIME"),
-];
 
 /// What a container needs to be made and to make processes.
 #[derive(Debug, Clone, Copy)]

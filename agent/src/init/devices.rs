@@ -2,7 +2,7 @@
 //! Devices" and "Dev symbolic links") and those it asks for. Called by [`super::setup`].
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use lazaret_protocol::container::{CreateContainer, DeviceKind, DeviceNode, MountSource};
@@ -39,11 +39,13 @@ const LINKS: [(&str, &str); 5] = [
 /// The link that is there if its target is (runc).
 const CORE: (&str, &str) = ("core", "/proc/kcore");
 
-/// Makes all nodes and links. In a user namespace nodes cannot be made, so the guest's are bound.
+/// Makes all nodes and links. In a user namespace nodes cannot be made: the devices' own are mounted
+/// where there are `nodes`, else the guest's are bound.
 pub(super) fn create(
     rootfs: &Rootfs,
     container: &CreateContainer,
     user_namespace: bool,
+    nodes: Vec<Option<OwnedFd>>,
 ) -> Result<(), InitError> {
     // A bound /dev is the caller's own, with whatever is in it.
     let bound = container.mounts.iter().any(|mount| {
@@ -53,8 +55,12 @@ pub(super) fn create(
     if !bound {
         create_defaults(rootfs, &container.devices, user_namespace)?;
     }
+    let mut nodes = nodes.into_iter();
     for device in &container.devices {
-        create_device(rootfs, device, user_namespace)?;
+        match nodes.next().flatten() {
+            Some(node) => place_node(rootfs, device, &node)?,
+            None => create_device(rootfs, device, user_namespace)?,
+        }
     }
     Ok(())
 }
@@ -98,6 +104,13 @@ fn create_defaults(
         linked.map_err(on_device(&path))?;
     }
     Ok(())
+}
+
+/// Mounts a node that was made outside of the user namespace.
+fn place_node(rootfs: &Rootfs, device: &DeviceNode, node: &OwnedFd) -> Result<(), InitError> {
+    let path = device.path.as_str();
+    let destination = rootfs.open_or_create(path, Missing::File)?;
+    Ok(mounts::place_over(node.as_fd(), destination.as_fd(), path)?)
 }
 
 fn create_device(

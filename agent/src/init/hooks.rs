@@ -10,7 +10,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use lazaret_protocol::hook::{Hook, StartHooks, describe_end};
+use lazaret_protocol::hook::{Hook, StartHooks, describe_end, shown};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::Errno;
@@ -19,9 +19,6 @@ use rustix::process::{WaitId, WaitIdOptions, waitid};
 
 use crate::errno::Os;
 use crate::sys::{self, Child, StringArray};
-
-/// How much of what a hook wrote is shown when it fails.
-const SHOWN_BYTES_MAX: u64 = 4096;
 
 /// A hook failed. The wording behind the list's name is runc's.
 #[derive(Debug, thiserror::Error)]
@@ -55,15 +52,16 @@ enum Failure {
     Streams(#[source] Os),
 }
 
-/// Runs the hooks in order, up to the first that fails.
-pub(super) fn run(wanted: &StartHooks) -> Result<(), HookError> {
+/// Runs the hooks in order, up to the first that fails. One that names no environment has the
+/// program's.
+pub(super) fn run(wanted: &StartHooks, environment: &StringArray) -> Result<(), HookError> {
     if wanted.hooks.is_empty() {
         return Ok(());
     }
     let pid = rustix::process::getpid().as_raw_nonzero();
     let state = with_pid(&wanted.state, pid.get());
     for (index, hook) in wanted.hooks.iter().enumerate() {
-        run_one(hook, &state).map_err(|source| HookError { index, source })?;
+        run_one(hook, &state, environment).map_err(|source| HookError { index, source })?;
     }
     Ok(())
 }
@@ -73,16 +71,17 @@ fn with_pid(state: &str, pid: i32) -> String {
     state.replacen('{', &format!("{{\"pid\":{pid},"), 1)
 }
 
-fn run_one(hook: &Hook, state: &str) -> Result<(), Failure> {
+fn run_one(hook: &Hook, state: &str, environment: &StringArray) -> Result<(), Failure> {
     let streams = |error: io::Error| Failure::Streams(error.into());
     let input = memory_file(state).map_err(streams)?;
     let output = memory_file("").map_err(streams)?;
     let errors = memory_file("").map_err(streams)?;
     let started = Instant::now();
-    let child = start(hook, [&input, &output, &errors]).map_err(|source| Failure::Start {
-        path: hook.path.clone(),
-        source,
-    })?;
+    let child =
+        start(hook, environment, [&input, &output, &errors]).map_err(|source| Failure::Start {
+            path: hook.path.clone(),
+            source,
+        })?;
     let ended = wait(&child, started, hook.timeout_s);
     if ended.is_err() {
         // ESRCH: it has just ended. Either way there is nothing left of it afterwards.
@@ -106,7 +105,7 @@ fn run_one(hook: &Hook, state: &str) -> Result<(), Failure> {
 }
 
 /// Starts a hook with these standard streams; returns once it is executed.
-fn start(hook: &Hook, streams: [&File; 3]) -> Result<Child, Os> {
+fn start(hook: &Hook, environment: &StringArray, streams: [&File; 3]) -> Result<Child, Os> {
     let text = |error: NulError| Os::from(io::Error::from(error));
     let path = CString::new(hook.path.as_str()).map_err(text)?;
     let default = std::slice::from_ref(&hook.path);
@@ -116,10 +115,14 @@ fn start(hook: &Hook, streams: [&File; 3]) -> Result<Child, Os> {
         &hook.args
     };
     let arguments = arguments.iter().map(|text| CString::new(text.as_str()));
-    let variables = hook.env.iter();
+    let variables = hook.env.iter().flatten();
     let variables = variables.map(|(name, value)| CString::new(format!("{name}={value}")));
     let arguments = StringArray::new(arguments.collect::<Result<_, _>>().map_err(text)?);
     let variables = StringArray::new(variables.collect::<Result<_, _>>().map_err(text)?);
+    let variables = match hook.env {
+        Some(_) => &variables,
+        None => environment,
+    };
     let streams: [RawFd; 3] = streams.map(AsRawFd::as_raw_fd);
     // It closes when the hook is executed, or brings the number of the error.
     let (result, report) = pipe_with(PipeFlags::CLOEXEC).map_err(Os)?;
@@ -130,7 +133,7 @@ fn start(hook: &Hook, streams: [&File; 3]) -> Result<Child, Os> {
             .zip(streams)
             .try_for_each(|(target, source)| sys::place_descriptor(source, target));
         let errno = match placed {
-            Ok(()) => sys::execve(&path, &arguments, &variables),
+            Ok(()) => sys::execve(&path, &arguments, variables),
             Err(errno) => errno,
         };
         // The parent then sees the pipe's end and this process's exit code.
@@ -171,16 +174,6 @@ fn memory_file(content: &str) -> io::Result<File> {
     file.write_all(content.as_bytes())?;
     file.rewind()?;
     Ok(file)
-}
-
-/// What the hook wrote, in one line.
-fn shown(mut file: File) -> String {
-    let mut bytes = Vec::new();
-    // What cannot be read back cannot be shown.
-    let _ = file.rewind();
-    let _ = file.take(SHOWN_BYTES_MAX).read_to_end(&mut bytes);
-    let text = String::from_utf8_lossy(&bytes);
-    text.trim_end().replace('\n', "; ")
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ use crate::instructions::{CHANNEL, Instructions, Report, Rules, START};
 use crate::mounts::MountError;
 use crate::namespaces::NamespaceError;
 use crate::rootfs::PathError;
-use crate::seccomp::SeccompError;
+use crate::seccomp::{Filter, SeccompError};
 use crate::sys;
 use program::{Program, ProgramError};
 
@@ -139,7 +139,7 @@ fn run(channel: &mut UnixStream) -> Result<(), InitError> {
             (rules, none, setup::enter(*instructions)?)
         }
     };
-    let program = program::prepare(process, &rules)?;
+    let mut program = program::prepare(process, &rules)?;
     report_prepared(channel, terminal)?;
     let mut byte = [0];
     match channel.read(&mut byte) {
@@ -152,16 +152,18 @@ fn run(channel: &mut UnixStream) -> Result<(), InitError> {
     SigSet::empty()
         .thread_set_mask()
         .map_err(|errno| InitError::step("unblock signals")(std::io::Error::from(errno)))?;
-    hooks::run(&hooks)?;
-    Err(execute(&program))
+    if !hooks.hooks.is_empty() {
+        // As in runc, what filters the program filters its hooks.
+        load(program.filter.take())?;
+        hooks::run(&hooks, &program.environment)?;
+    }
+    Err(execute(program))
 }
 
 /// Executes the program; returns why it did not.
-fn execute(program: &Program) -> InitError {
+fn execute(program: Program) -> InitError {
     // The last thing before the program, which is all that the filter has to allow then.
-    if let Some(filter) = &program.filter
-        && let Err(error) = filter.load()
-    {
+    if let Err(error) = load(program.filter) {
         return error.into();
     }
     let errno = sys::execve(&program.path, &program.arguments, &program.environment);
@@ -170,6 +172,11 @@ fn execute(program: &Program) -> InitError {
         source: Os(errno),
     }
     .into()
+}
+
+/// Filters this process's system calls from now on, if there is a filter.
+fn load(filter: Option<Filter>) -> Result<(), SeccompError> {
+    filter.map_or(Ok(()), |filter| filter.load())
 }
 
 /// Tells the agent, and hands it the pty's master.

@@ -28,6 +28,7 @@ pub(super) fn build(
         joined,
         root_tree,
         trees,
+        nodes,
     } = instructions;
     for (kind, fd) in joined {
         if kind != NamespaceKind::Pid {
@@ -42,7 +43,7 @@ pub(super) fn build(
     };
     let new = |kind| {
         let mut namespaces = container.namespaces.iter();
-        namespaces.any(|namespace| namespace.kind == kind && namespace.path.is_none())
+        namespaces.any(|namespace| namespace.kind == kind && namespace.of.is_none())
     };
     if new(NamespaceKind::Cgroup) {
         sys::unshare_namespaces(libc::CLONE_NEWCGROUP)
@@ -56,7 +57,7 @@ pub(super) fn build(
     mounts::mount_namespace_private()?;
     let tree = match root_tree {
         Some(fd) => take(fd),
-        None => mounts::clone_shared(Path::new(&share), &container.root.share_path, true)?,
+        None => mounts::clone_root(Path::new(&share), &container.root)?,
     };
     let rootfs = mounts::attach_root(tree, Path::new(&staging))?;
     let context = mounts::Context {
@@ -70,7 +71,8 @@ pub(super) fn build(
         sealed.extend(mounts::make(&rootfs, context, mount, tree)?);
     }
     let user_namespace = own(NamespaceKind::User);
-    devices::create(&rootfs, &container, user_namespace)?;
+    let nodes = nodes.into_iter().map(|node| node.map(take)).collect();
+    devices::create(&rootfs, &container, user_namespace, nodes)?;
     let terminal = furnish(&rootfs, &container)?;
     mounts::seal(&sealed)?;
     mounts::become_root(&rootfs, container.root.readonly)?;

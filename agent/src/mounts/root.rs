@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
+use lazaret_protocol::container::Root;
 use rustix::fs::{CWD, OFlags, openat};
 use rustix::io::Errno;
 use rustix::mount::{
@@ -10,7 +11,7 @@ use rustix::mount::{
 };
 use rustix::process::{chdir, fchdir, pivot_root};
 
-use super::{MountError, clone_tree, is_directory, move_tree};
+use super::{MountError, clone_shared, clone_tree, is_directory, move_tree, set_flags};
 use crate::errno::Os;
 use crate::rootfs::Rootfs;
 use crate::sys::{MountAttr, mount_setattr};
@@ -25,6 +26,16 @@ pub fn mount_namespace_private() -> Result<(), MountError> {
         MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
     )
     .map_err(MountError::step("make the guest's mounts private"))
+}
+
+/// Clones a container's root of the share, with its flags.
+///
+/// # Errors
+/// As [`super::clone_shared`]; the kernel's.
+pub fn clone_root(share: &Path, root: &Root) -> Result<OwnedFd, MountError> {
+    let tree = clone_shared(share, &root.share_path, true)?;
+    set_flags(&tree, root.flags)?;
+    Ok(tree)
 }
 
 /// Attaches the container's root tree at `staging`, an existing directory that serves for nothing

@@ -17,11 +17,12 @@ use lazaret_protocol::agent::{
     Answer, ExitStatus, Failure, ProcessEntry, ProcessRef, Reply, Request, StdStream, TerminalSize,
 };
 use lazaret_protocol::container::{
-    Capabilities, Cgroup, CpuAffinity, CreateContainer, Mount, MountSource, Namespace,
+    Capabilities, Cgroup, CpuAffinity, CreateContainer, IdMapping, Mount, MountSource, Namespace,
     NamespaceKind, Process, Root, Stdio, User,
 };
 use lazaret_protocol::frame;
 use lazaret_protocol::hook::StartHooks;
+use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 /// Programs that busybox plays in the test's root file systems.
 const APPLETS: &str = "awk cat chmod chroot cut dd echo env false grep head hostname id kill ls \
@@ -282,15 +283,27 @@ impl Agent {
         directories(&self.cgroup_parent())
     }
 
+    /// The agent's pid.
+    fn pid(&self) -> u32 {
+        // It is the only child of `unshare`.
+        let parent = self.process.id();
+        let children = fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
+        children.unwrap().trim().parse().unwrap()
+    }
+
+    /// Lets the agent have no more than `count` descriptors.
+    pub(crate) fn limit_descriptors(&self, count: u64) {
+        let pid = i32::try_from(self.pid()).ok().and_then(Pid::from_raw);
+        let limit = Rlimit {
+            current: Some(count),
+            maximum: Some(count),
+        };
+        prlimit(pid, Resource::Nofile, limit).unwrap();
+    }
+
     /// Commands of all processes in the agent's pid namespace but the agent's.
     pub(crate) fn processes(&self) -> Vec<String> {
-        // The agent is the only child of `unshare`.
-        let children = |pid: u32| {
-            let path = format!("/proc/{pid}/task/{pid}/children");
-            fs::read_to_string(path).unwrap_or_default()
-        };
-        let agent: u32 = children(self.process.id()).trim().parse().unwrap();
-        let tasks = fs::read_dir(format!("/proc/{agent}/task")).unwrap();
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
         tasks
             .flat_map(|task| fs::read_to_string(task.unwrap().path().join("children")))
             .flat_map(|text| {
@@ -411,6 +424,7 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
     CreateContainer {
         id: id.to_owned(),
         root: Root {
+            flags: 0,
             share_path: format!("{id}/rootfs"),
             readonly: false,
             propagation: 0,
@@ -419,7 +433,7 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
         domainname: String::new(),
         namespaces: namespaces
             .into_iter()
-            .map(|kind| Namespace { kind, path: None })
+            .map(|kind| Namespace { kind, of: None })
             .collect(),
         uid_mappings: Vec::new(),
         gid_mappings: Vec::new(),
@@ -446,6 +460,21 @@ pub(crate) fn container(id: &str, process: Process) -> CreateContainer {
         personality: None,
         process,
     }
+}
+
+/// Puts `container` into a user namespace whose root is 100000 outside.
+pub(crate) fn in_user_namespace(container: &mut CreateContainer) {
+    container.namespaces.push(Namespace {
+        kind: NamespaceKind::User,
+        of: None,
+    });
+    let mapping = IdMapping {
+        container_id: 0,
+        host_id: 100_000,
+        size: 65536,
+    };
+    container.uid_mappings = vec![mapping];
+    container.gid_mappings = vec![mapping];
 }
 
 pub(crate) fn filesystem(fs_type: &str, destination: &str, flags: u64, data: &str) -> Mount {

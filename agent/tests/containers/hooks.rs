@@ -9,10 +9,10 @@ fn hook(script: &str) -> Hook {
     Hook {
         path: "/bin/sh".to_owned(),
         args: ["sh", "-c", script].map(str::to_owned).into(),
-        env: vec![
+        env: Some(vec![
             ("PATH".to_owned(), "/bin".to_owned()),
             ("NAME".to_owned(), "a=b".to_owned()),
-        ],
+        ]),
         timeout_s: None,
     }
 }

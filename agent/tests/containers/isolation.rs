@@ -3,9 +3,9 @@
 use std::fs;
 
 use lazaret_protocol::agent::{FailureKind, StdStream};
-use lazaret_protocol::container::{DeviceKind, DeviceRule, IdMapping, Namespace, NamespaceKind};
+use lazaret_protocol::container::{DeviceKind, DeviceRule, Namespace, NamespaceKind};
 
-use crate::harness::{Agent, container, exec, init, shell};
+use crate::harness::{Agent, container, exec, in_user_namespace, init, shell};
 
 fn links(kinds: &str) -> String {
     format!("for n in {kinds}; do readlink /proc/self/ns/$n; done")
@@ -18,31 +18,29 @@ fn namespaces_are_new_or_the_guests_or_joined() {
     let mut first = container("a", shell("sleep 1000"));
     first.namespaces.push(Namespace {
         kind: NamespaceKind::Network,
-        path: None,
+        of: None,
     });
-    let pid = agent.create(&first).unwrap();
+    agent.create(&first).unwrap();
     agent.start_container("a").unwrap();
     let name = exec("a", "e");
     agent.exec(&name, &shell(&all)).unwrap();
     let of_first = agent.read_all(&name, StdStream::Stdout);
 
     let mut second = container("b", shell(&all));
-    second.namespaces = ["pid", "ipc", "uts", "net"]
-        .into_iter()
-        .zip([
-            NamespaceKind::Pid,
-            NamespaceKind::Ipc,
-            NamespaceKind::Uts,
-            NamespaceKind::Network,
-        ])
-        .map(|(link, kind)| Namespace {
-            kind,
-            path: Some(format!("/proc/{pid}/ns/{link}")),
-        })
-        .collect();
+    second.namespaces = [
+        NamespaceKind::Pid,
+        NamespaceKind::Ipc,
+        NamespaceKind::Uts,
+        NamespaceKind::Network,
+    ]
+    .map(|kind| Namespace {
+        kind,
+        of: Some("a".to_owned()),
+    })
+    .to_vec();
     second.namespaces.push(Namespace {
         kind: NamespaceKind::Mount,
-        path: None,
+        of: None,
     });
     second.hostname = String::new();
     let finished = agent.run(&second);
@@ -68,7 +66,7 @@ fn a_new_network_has_a_loopback_that_is_up() {
     );
     wanted.namespaces.push(Namespace {
         kind: NamespaceKind::Network,
-        path: None,
+        of: None,
     });
     wanted.mounts.push(crate::harness::filesystem(
         "sysfs",
@@ -89,7 +87,7 @@ fn a_new_network_has_a_loopback_that_is_up() {
 fn a_user_namespace_maps_ids() {
     let agent = Agent::start();
     let script = "id -u; id -g; cat /proc/self/uid_map; stat -c %u /mine; echo x > /dev/null && \
-                  stat -c '%t:%T' /dev/null; hostname; touch /tmp/made; \
+                  stat -c '%t:%T' /dev/null; hostname; stat -c %u:%g /dev/mqueue; touch /tmp/made; \
                   mount -t tmpfs none /tmp && echo mounted";
     let mut wanted = container("c", shell(script));
     let all = 0x1ff_feff_ffff;
@@ -100,17 +98,7 @@ fn a_user_namespace_maps_ids() {
         inheritable: 0,
         ambient: 0,
     };
-    wanted.namespaces.push(Namespace {
-        kind: NamespaceKind::User,
-        path: None,
-    });
-    let mapping = IdMapping {
-        container_id: 0,
-        host_id: 100_000,
-        size: 65536,
-    };
-    wanted.uid_mappings = vec![mapping];
-    wanted.gid_mappings = vec![mapping];
+    in_user_namespace(&mut wanted);
     wanted.masked_paths.push("/proc/keys".to_owned());
     let rootfs = agent.rootfs("c");
     fs::write(rootfs.join("mine"), "").unwrap();
@@ -126,7 +114,7 @@ fn a_user_namespace_maps_ids() {
     assert_eq!(
         words,
         [
-            "0", "0", "0", "100000", "65536", "5", "1:3", "inside", "mounted"
+            "0", "0", "0", "100000", "65536", "5", "1:3", "inside", "0:0", "mounted"
         ],
         "{errors}"
     );
@@ -153,9 +141,9 @@ fn a_user_namespace_maps_ids() {
 #[test]
 fn contradictions_are_refused() {
     let agent = Agent::start();
-    let kind = |kind, path: Option<&str>| Namespace {
+    let kind = |kind, of: Option<&str>| Namespace {
         kind,
-        path: path.map(str::to_owned),
+        of: of.map(str::to_owned),
     };
     let user = kind(NamespaceKind::User, None);
     for (add, keep_mount, message) in [
@@ -175,9 +163,14 @@ fn contradictions_are_refused() {
             "a new user namespace needs uid and gid mappings",
         ),
         (
-            vec![kind(NamespaceKind::User, Some("/proc/1/ns/user"))],
+            vec![kind(NamespaceKind::User, Some("b"))],
             true,
-            "user namespace /proc/1/ns/user cannot be joined, only a new one can be made",
+            "user namespace of container \"b\" cannot be joined, only a new one can be made",
+        ),
+        (
+            vec![kind(NamespaceKind::Network, Some("b"))],
+            true,
+            "network namespace of container \"b\": container not running",
         ),
     ] {
         let mut wanted = container("c", shell("exit"));
@@ -189,17 +182,20 @@ fn contradictions_are_refused() {
         assert_eq!(failure.message, message);
         assert_eq!(failure.kind, FailureKind::Invalid);
     }
+    // One that is there, and has ended.
+    let ended = agent
+        .create(&container("b", shell("exit")))
+        .and_then(|_| agent.start_container("b"));
+    assert_eq!(ended, Ok(()));
+    agent.wait(&init("b"));
     let mut wanted = container("c", shell("exit"));
-    wanted.namespaces[2].path = Some("/proc/99999999/ns/ipc".to_owned());
+    wanted.namespaces[2].of = Some("b".to_owned());
     let failure = agent.create(&wanted).unwrap_err();
     assert_eq!(
         failure.message,
-        "ipc namespace /proc/99999999/ns/ipc: no such file or directory"
+        "ipc namespace of container \"b\": container not running"
     );
-    // A namespace of another kind.
-    wanted.namespaces[2].path = Some("/proc/1/ns/uts".to_owned());
-    let failure = agent.create(&wanted).unwrap_err();
-    assert_eq!(failure.message, "join ipc namespace: invalid argument");
+    agent.remove("b");
     assert!(agent.cgroups().is_empty());
     assert!(agent.processes().is_empty());
 }

@@ -1,10 +1,12 @@
 //! From create to remove: states, signals, waiting, and what is left behind.
 
 use std::fs;
+use std::os::unix::net::UnixStream;
 use std::thread;
 
 use lazaret_protocol::agent::{Answer, ExitStatus, FailureKind, Request, StdStream};
 use lazaret_protocol::container::{NamespaceKind, Stdio};
+use lazaret_protocol::frame;
 
 use crate::harness::{Agent, container, exec, init, process, shell};
 
@@ -342,15 +344,107 @@ fn many_containers_at_once_leave_nothing() {
 }
 
 #[test]
-fn shutdown_ends_everything() {
+fn the_last_to_leave_closes_the_sandbox() {
     let agent = Agent::start();
     for id in ["a", "b"] {
         agent.create(&container(id, shell("sleep 1000"))).unwrap();
         agent.start_container(id).unwrap();
     }
-    assert_eq!(agent.call(&Request::Shutdown), Ok(Answer::Done));
-    assert_eq!(agent.wait(&init("a")), ExitStatus::Signaled(9));
-    agent.wait_until(|| agent.processes().is_empty());
-    agent.remove("a");
+    let leave = |id: &str| {
+        agent.call(&Request::Leave {
+            container: id.to_owned(),
+        })
+    };
+    assert_eq!(leave("a"), Ok(Answer::Left { last: false }));
+    assert_eq!(agent.processes().len(), 1);
+    agent.create(&container("c", shell("exit"))).unwrap();
+    assert_eq!(leave("c"), Ok(Answer::Left { last: false }));
+    assert_eq!(leave("b"), Ok(Answer::Left { last: true }));
+    assert!(agent.processes().is_empty());
+    assert!(agent.cgroups().is_empty());
+    let failure = agent.create(&container("d", shell("exit"))).unwrap_err();
+    assert_eq!(failure.kind, FailureKind::State);
+    assert_eq!(failure.message, "the sandbox is ending");
+}
+
+#[test]
+fn a_container_ends_with_who_stands_for_it() {
+    let agent = Agent::start();
+    for id in ["a", "b"] {
+        agent.create(&container(id, shell("sleep 1000"))).unwrap();
+        agent.start_container(id).unwrap();
+    }
+    let begin = |request: &Request| {
+        let mut stream = agent.connect();
+        frame::write(&mut stream, request).unwrap();
+        stream
+    };
+    let monitor = begin(&Request::Wait { process: init("a") });
+    let beside = begin(&Request::WatchOom {
+        container: "b".to_owned(),
+        seen: 0,
+    });
+    drop((monitor, beside));
+    agent.wait_until(|| agent.processes().len() == 1);
+    let gone = || agent.call(&Request::Wait { process: init("a") }).is_err();
+    agent.wait_until(gone);
     agent.remove("b");
+}
+
+/// What `start` and `run` do when a `poststart` hook fails, while the monitor shuts the guest down.
+#[test]
+fn kills_around_the_end_are_answered() {
+    const ROUNDS: u32 = 20;
+    let agent = Agent::start();
+    let kill = |id: &str| signal(id, libc::SIGKILL, true);
+    // The last one to leave would end the sandbox.
+    agent.create(&container("other", shell("exit"))).unwrap();
+    for number in 0..ROUNDS {
+        let id = format!("c{number}");
+        agent
+            .create(&container(&id, shell("sleep 1000 & sleep 1000")))
+            .unwrap();
+        agent.start_container(&id).unwrap();
+        thread::scope(|scope| {
+            let monitor = scope.spawn(|| {
+                assert_eq!(agent.wait(&init(&id)), ExitStatus::Signaled(9));
+                let container = id.clone();
+                let left = agent.call(&Request::Leave { container });
+                assert_eq!(left, Ok(Answer::Left { last: false }));
+            });
+            assert_eq!(agent.call(&kill(&id)), Ok(Answer::Done));
+            if let Err(failure) = agent.call(&kill(&id)) {
+                assert_eq!(failure.kind, FailureKind::NotFound);
+            }
+            monitor.join().unwrap();
+        });
+    }
+    agent.remove("other");
+    assert!(agent.processes().is_empty());
+}
+
+/// The agent has a descriptor for each caller that waits, and may run out of them.
+#[test]
+fn too_many_callers_wait_for_each_other() {
+    const CALLERS: usize = 100;
+    let agent = Agent::start();
+    agent.limit_descriptors(64);
+    agent.create(&container("c", shell("sleep 1000"))).unwrap();
+    agent.start_container("c").unwrap();
+    let waiting: Vec<UnixStream> = (0..CALLERS)
+        .map(|_| {
+            let mut connection = agent.connect();
+            let watch = Request::WatchOom {
+                container: "c".to_owned(),
+                seen: 0,
+            };
+            frame::write(&mut connection, &watch).unwrap();
+            connection
+        })
+        .collect();
+    drop(waiting);
+    let kill = signal("c", libc::SIGKILL, false);
+    assert_eq!(agent.call(&kill), Ok(Answer::Done));
+    assert_eq!(agent.wait(&init("c")), ExitStatus::Signaled(9));
+    agent.remove("c");
 }

@@ -146,7 +146,7 @@ fn further_processes_are_bound_too() {
     wanted.personality = Some(8);
     wanted.namespaces.push(Namespace {
         kind: NamespaceKind::Time,
-        path: None,
+        of: None,
     });
     wanted.time_offsets = vec![TimeOffset {
         clock: libc::CLOCK_BOOTTIME,
@@ -169,7 +169,7 @@ fn a_clock_that_would_be_negative_is_refused() {
     let mut wanted = container("c", process(&["true"]));
     wanted.namespaces.push(Namespace {
         kind: NamespaceKind::Time,
-        path: None,
+        of: None,
     });
     wanted.time_offsets = vec![TimeOffset {
         clock: libc::CLOCK_MONOTONIC,

@@ -72,3 +72,15 @@ fn a_device_that_hangs_up_or_talks_nonsense_is_told_apart_from_the_agent() {
         Err(AgentError::Frame(FrameError::Closed))
     ));
 }
+
+#[test]
+fn a_guest_that_does_not_even_take_the_call_is_left_when_told() {
+    for said in [&b""[..], b"OK 1\n"] {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(said).unwrap();
+        let (interrupt, caller) = io::pipe().unwrap();
+        drop(caller);
+        let result = Call { stream: ours }.finish_late(&[interrupt.as_fd()]);
+        assert!(matches!(result, Err(AgentError::Interrupted)));
+    }
+}

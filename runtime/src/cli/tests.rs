@@ -1,8 +1,6 @@
 //! The command line beside runc's: no verb and no option of runc 1.4 may be unknown here.
 
-use clap::CommandFactory as _;
-
-use super::Cli;
+use super::described;
 
 /// The verbs of runc 1.4 with their options, as its own help and manual list them; obsolete and
 /// hidden ones included. A letter after a slash is the short form.
@@ -57,7 +55,7 @@ const RUNC: &[(&str, &str)] = &[
 ];
 
 fn complete() -> clap::Command {
-    let mut command = Cli::command();
+    let mut command = described();
     command.build();
     command
 }

@@ -8,7 +8,7 @@ fn hook(script: &str) -> Hook {
     Hook {
         path: "/bin/sh".to_owned(),
         args: ["sh", "-c", script].map(str::to_owned).into(),
-        env: vec![("NAME".to_owned(), "a=b".to_owned())],
+        env: Some(vec![("NAME".to_owned(), "a=b".to_owned())]),
         timeout_s: None,
     }
 }

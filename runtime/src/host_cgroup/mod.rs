@@ -41,6 +41,9 @@ use systemd::SystemdError;
 /// The record's name in the state directory.
 const RECORD: &str = "cgroup.json";
 
+/// Lists a cgroup's processes, and takes those that are to be in it.
+const PROCESSES: &str = "cgroup.procs";
+
 /// Why the sandbox has no cgroup. Some of the wording is runc's, which callers look for.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum CgroupError {
@@ -242,7 +245,7 @@ impl HostCgroup {
     pub(crate) fn leave(&self) {
         for group in &self.groups {
             // Where it fails, the cgroup stays until somebody deletes the container.
-            let _ = write_file(&group.top.join("cgroup.procs"), "0");
+            let _ = write_file(&group.top.join(PROCESSES), "0");
         }
     }
 }
@@ -280,7 +283,7 @@ pub(crate) fn update(dir: &StateDir, limits: &HostLimits) -> Result<(), CgroupEr
 
 /// Moves this process into a cgroup.
 fn join(group: &Group) -> Result<(), CgroupError> {
-    let path = group.path.join("cgroup.procs");
+    let path = group.path.join(PROCESSES);
     write_file(&path, "0").map_err(|source| {
         let kind = std::fs::read_to_string(group.path.join("cgroup.type"));
         match (source.kind(), kind) {
@@ -291,6 +294,33 @@ fn join(group: &Group) -> Result<(), CgroupError> {
             _ => io_error("enter cgroup by", &path)(source),
         }
     })
+}
+
+/// Moves process `pid` from the cgroup of the sandbox that `from` is the state of to that of `to`, if
+/// it is there.
+///
+/// # Errors
+/// [`CgroupError`].
+pub(crate) fn hand_over(from: &StateDir, to: &StateDir, pid: i32) -> Result<(), CgroupError> {
+    let (Some(from), Some(to)) = (
+        from.read_part::<Record>(RECORD)?,
+        to.read_part::<Record>(RECORD)?,
+    ) else {
+        return Ok(());
+    };
+    let number = pid.to_string();
+    let is_in = |group: &Group| {
+        let processes = std::fs::read_to_string(group.path.join(PROCESSES));
+        processes.is_ok_and(|processes| processes.lines().any(|line| line == number))
+    };
+    if !from.groups.iter().any(is_in) {
+        return Ok(());
+    }
+    for group in &to.groups {
+        let path = group.path.join(PROCESSES);
+        write_file(&path, &number).map_err(io_error("move lazaret-vmm by", &path))?;
+    }
+    Ok(())
 }
 
 /// Ends what is left in the cgroup of the sandbox that `dir` is the state of, and removes it.

@@ -15,7 +15,7 @@ use std::{
     time::Instant,
 };
 
-use lazaret_protocol::agent::{ExitStatus, ProcessRef, Request};
+use lazaret_protocol::agent::{Answer, ProcessRef, Request};
 
 use crate::{
     agent::{Agent, AgentError},
@@ -25,6 +25,7 @@ use crate::{
     log,
     plan::Plan,
     process::ProcessId,
+    sandbox::{self, Sandbox},
     seccomp::{self, SeccompError},
     share::{Share, ShareError},
     signals,
@@ -35,13 +36,19 @@ use crate::{
 mod birth;
 mod boot_log;
 mod creation;
+mod exec;
+mod machine;
 pub(crate) mod session;
 pub(crate) mod stdio;
 mod vm;
 
 use birth::{Born, fork, report_created, report_failure};
+use machine::Machine;
 use session::{HostStreams, Session, SessionError};
-use vm::{Vm, VmError};
+use vm::VmError;
+
+pub(crate) use exec::{ExecJob, Place, exec, exec_session, exit_code_of_exec};
+pub(crate) use vm::CONTROL_SOCKET;
 
 /// Exit code of a monitor whose sandbox was lost, as runc's for a container it lost.
 pub(crate) const LOST: u8 = 255;
@@ -127,6 +134,8 @@ pub(crate) struct ContainerJob<'a> {
     pub(crate) cgroup: HostCgroup,
     /// The record to write; the monitor fills in the processes.
     pub(crate) record: Record,
+    /// The sandbox it joins, if it does not get one of its own.
+    pub(crate) sandbox: Option<Sandbox>,
     /// Socket that wants the pty.
     pub(crate) console: Option<UnixStream>,
     /// Whether the process is released at once.
@@ -134,29 +143,6 @@ pub(crate) struct ContainerJob<'a> {
     /// Whether the caller stays, with all signals blocked, and wants those that come meanwhile to
     /// reach the monitor.
     pub(crate) foreground: bool,
-}
-
-/// A process to run beside a container's own.
-pub(crate) struct ExecJob<'a> {
-    /// The container's directory.
-    pub(crate) dir: &'a StateDir,
-    /// The process.
-    pub(crate) process: ProcessRef,
-    /// What to run.
-    pub(crate) spec: lazaret_protocol::container::Process,
-    /// Where in the container.
-    pub(crate) place: Place<'a>,
-    /// Socket that wants the pty.
-    pub(crate) console: Option<UnixStream>,
-}
-
-/// Where in a container a further process goes.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Place<'a> {
-    /// Path of a cgroup below the container's; empty is the container's own.
-    pub(crate) cgroup: &'a str,
-    /// Whether a paused container takes it; the process then waits to be resumed.
-    pub(crate) ignore_paused: bool,
 }
 
 /// Forks the monitor of a container and waits until the container is created.
@@ -168,6 +154,7 @@ pub(crate) fn create(mut job: ContainerJob<'_>) -> Result<i32, MonitorError> {
     let mut keep = vec![dir.as_fd().as_raw_fd()];
     keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
     let foreground = job.foreground;
+    let sandbox = job.sandbox.clone();
     // It stays here: the monitor closes what it inherits, and must not own it.
     let cradle = job.cgroup.take_cradle();
     let cradle = cradle.as_ref().map(AsFd::as_fd);
@@ -179,24 +166,17 @@ pub(crate) fn create(mut job: ContainerJob<'_>) -> Result<i32, MonitorError> {
         Err(MonitorError::Died | MonitorError::Reported { .. })
     ) {
         // It could not remove the cgroup it was in, or had no time to. The VM ends with it, by its
-        // lifeline.
-        clean_up(dir);
+        // lifeline, unless there are other containers in it.
+        clean_up(dir, sandbox.as_ref());
     }
     result
 }
 
-/// Forks the monitor of an exec and waits until the process runs.
-///
-/// # Errors
-/// [`MonitorError`].
-pub(crate) fn exec(job: ExecJob<'_>) -> Result<i32, MonitorError> {
-    let mut keep = vec![job.dir.as_fd().as_raw_fd()];
-    keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
-    fork(&keep, false, None, |report, _| monitor_exec(job, report))
-}
-
 /// Takes away what is left of a container that was not created.
-fn clean_up(dir: &StateDir) {
+fn clean_up(dir: &StateDir, sandbox: Option<&Sandbox>) {
+    if let Some(sandbox) = sandbox {
+        sandbox.withdraw(dir);
+    }
     if let Err(error) = host_cgroup::remove(dir) {
         tracing::warn!("{}", log::chain(&error));
     }
@@ -207,7 +187,7 @@ fn clean_up(dir: &StateDir) {
 
 /// A container, created.
 struct Created {
-    vm: Vm,
+    vm: Machine,
     session: Session,
 }
 
@@ -228,7 +208,7 @@ fn monitor_container(mut job: ContainerJob<'_>, report: PipeWriter, born: Born) 
             // Whoever waits for the report cleans up when this process has left the cgroup.
             if !birth::has_listener(&report) {
                 job.cgroup.leave();
-                clean_up(job.dir);
+                clean_up(job.dir, job.sandbox.as_ref());
             }
             report_failure(report, &error);
             return 1;
@@ -261,22 +241,21 @@ fn create_container(
     let mut since = Instant::now();
     log::monitor_phase("monitor forked");
     let host_mounts = creation::host_mounts(&job.plan.host.hooks)?;
-    let plan = &job.plan;
+    if let Some(sandbox) = &job.sandbox {
+        // In one mount namespace with the directory's descriptor, as links have to be.
+        let linked = sandbox.link_sockets(job.dir);
+        linked.map_err(host_error("link the sandbox's sockets"))?;
+    }
     let share = share_slot.insert(Share::mount(job.dir.path())?);
     log::monitor_phase("share mounted");
-    let mut vm = Vm::start(job.config)?;
-    log::monitor_phase("VMM spawned");
-    vm.launch(
-        plan.vm.clone(),
-        job.config,
-        job.dir,
-        share.top(),
-        plan.host.console.as_deref(),
-    )?;
+    let mut vm = match &job.sandbox {
+        None => Machine::start(job, share.top())?,
+        Some(sandbox) => Machine::join(sandbox, job.dir)?,
+    };
     log::monitor_phase("VM described to the VMM");
     // All this happens while the guest boots.
     job.record.monitor = own_id()?;
-    job.record.vmm = ProcessId::of(vm.pid()).map_err(host_error("examine lazaret-vmm"))?;
+    job.record.vmm = vm.id()?;
     if let Some(host_mounts) = host_mounts {
         creation::run_hooks(job, &host_mounts, report)?;
         // They may have taken longer than a guest may.
@@ -284,6 +263,9 @@ fn create_container(
     }
     let plan = &mut job.plan;
     share.attach(&mut plan.container, &plan.host.shares)?;
+    if let Some(sandbox) = &job.sandbox {
+        share.join(sandbox.vmm, &sandbox.owner_dir(job.dir), &plan.container)?;
+    }
     log::monitor_phase("files shared");
     let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;
@@ -292,7 +274,9 @@ fn create_container(
         _ => HostStreams::Inherited,
     };
     job.plan.container.seccomp = seccomp;
-    vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;
+    if let Machine::Own(vm) = &mut vm {
+        vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;
+    }
     let agent = Agent::new(job.dir);
     let made = create_in_guest(job, agent, share, streams, report);
     // A call that broke off because the guest did is best explained by the guest's end.
@@ -314,7 +298,7 @@ fn create_in_guest(
     let container = &job.plan.container;
     agent.call(&Request::CreateContainer(Box::new(container.clone())))?;
     log::monitor_phase("container made");
-    share.seal()?;
+    share.seal(container)?;
     share.show(container)?;
     let process = ProcessRef {
         container: container.id.clone(),
@@ -363,7 +347,7 @@ fn own_id() -> Result<ProcessId, MonitorError> {
 }
 
 /// Replaces a broken call by the reason why the VM ended, if it has.
-fn explain(error: MonitorError, vm: &mut Vm, cgroup: &HostCgroup) -> MonitorError {
+fn explain(error: MonitorError, vm: &mut Machine, cgroup: &HostCgroup) -> MonitorError {
     match &error {
         MonitorError::Agent(agent) | MonitorError::Session(SessionError::Agent(agent))
             if agent.is_broken() =>
@@ -386,13 +370,13 @@ fn run_container(dir: &StateDir, cgroup: &HostCgroup, created: Created) -> u8 {
             log::monitor_phase("process has ended");
             store_exit(dir, status.shell_code());
             log::monitor_phase("exit code stored");
-            // The container has ended: whether its guest still obeys changes nothing for it.
-            if let Err(error) = Agent::new(dir).done(&Request::Shutdown) {
-                tracing::debug!("{}", log::chain(&error));
+            if leave(dir) {
+                log::monitor_phase("guest shut down");
+                vm.shut_down();
+                log::monitor_phase("VMM has ended");
+            } else {
+                vm.leave();
             }
-            log::monitor_phase("guest shut down");
-            vm.shut_down();
-            log::monitor_phase("VMM has ended");
             status.shell_code()
         }
         Err(error) => {
@@ -408,6 +392,24 @@ fn run_container(dir: &StateDir, cgroup: &HostCgroup, created: Created) -> u8 {
     }
 }
 
+/// Takes the ended container out of its guest; tells whether the guest has nothing left to do.
+fn leave(dir: &StateDir) -> bool {
+    let request = Request::Leave {
+        container: dir.id().as_str().to_owned(),
+    };
+    let last = match Agent::new(dir).call(&request) {
+        Ok(Answer::Left { last }) => last,
+        // The container has ended: whether its guest still obeys changes nothing for it.
+        Ok(_) => true,
+        Err(error) => {
+            tracing::debug!("{}", log::chain(&error));
+            false
+        }
+    };
+    // The guest's word alone keeps no VM.
+    last || !sandbox::is_shared(dir)
+}
+
 /// Records the end, unless the container was deleted meanwhile.
 fn store_exit(dir: &StateDir, code: u8) {
     let result = dir.lock().and_then(|()| {
@@ -421,79 +423,5 @@ fn store_exit(dir: &StateDir, code: u8) {
     dir.unlock();
     if let Err(error) = result {
         tracing::debug!("{}", log::chain(&error));
-    }
-}
-
-fn monitor_exec(job: ExecJob<'_>, report: PipeWriter) -> u8 {
-    let session = match start_exec(&job) {
-        Ok(session) => session,
-        Err(error) => {
-            report_failure(report, &error);
-            return LOST;
-        }
-    };
-    if report_created(report).is_err() {
-        return LOST;
-    }
-    exit_code_of_exec(session.run(), job.dir)
-}
-
-fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
-    let terminal = job.spec.terminal;
-    let streams = match (&job.console, terminal) {
-        (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
-        _ => HostStreams::Inherited,
-    };
-    let session = exec_session(job.dir, &job.process, &job.spec, job.place, streams)?;
-    release_input_and_output()?;
-    release_standard_error()?;
-    Ok(session)
-}
-
-/// Runs a process in a container and attaches to it.
-///
-/// # Errors
-/// [`MonitorError`].
-pub(crate) fn exec_session(
-    dir: &StateDir,
-    process: &ProcessRef,
-    spec: &lazaret_protocol::container::Process,
-    place: Place<'_>,
-    streams: HostStreams,
-) -> Result<Session, MonitorError> {
-    let agent = Agent::new(dir);
-    let call = agent.begin(&Request::Exec {
-        process: process.clone(),
-        spec: Box::new(spec.clone()),
-        cgroup: place.cgroup.to_owned(),
-        ignore_paused: place.ignore_paused,
-    })?;
-    if place.ignore_paused {
-        call.finish_when_resumed()?;
-    } else {
-        call.finish()?;
-    }
-    log::phase("process started");
-    let session = Session::attach(agent, process.clone(), spec, streams)?;
-    log::phase("streams attached");
-    Ok(session)
-}
-
-/// What an exec's session says about its exit code. A process whose container ended was killed
-/// with it, which the kernel would have reported as signal 9.
-pub(crate) fn exit_code_of_exec(result: Result<ExitStatus, SessionError>, dir: &StateDir) -> u8 {
-    match result {
-        Ok(status) => status.shell_code(),
-        Err(error) => {
-            let stopped = matches!(
-                dir.status(),
-                Ok((crate::state::Status::Stopped, _)) | Err(StateError::NotExist)
-            );
-            if stopped {
-                return ExitStatus::Signaled(9).shell_code();
-            }
-            tracing::error!("exec failed: {}", log::chain(&error));
-            LOST
-        }
     }
 }

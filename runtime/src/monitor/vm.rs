@@ -34,7 +34,7 @@ use rustix::{
     process::{Pid, PidfdFlags},
 };
 
-use super::boot_log;
+use super::{boot_log, machine::END_TIMEOUT};
 use crate::{
     agent,
     config::Config,
@@ -48,9 +48,6 @@ pub(crate) const CONTROL_SOCKET: &str = "vm.sock";
 
 /// Environment variable with the level of the VMM's log.
 const VMM_LOG_LEVEL: &str = "LAZARET_LOG";
-
-/// How long the VMM may take to end once it was told to, or once its guest has ended.
-const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why there is no VM, or no longer.
 #[derive(Debug, thiserror::Error)]
@@ -115,7 +112,7 @@ pub(crate) enum VmError {
     },
 }
 
-fn host_error<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> VmError {
+pub(super) fn host_error<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> VmError {
     move |source| VmError::Host {
         action,
         source: source.into(),

@@ -83,8 +83,10 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
         host_memory_mib: 1024,
         host_cpus: 1,
         host_cgroup_v1: false,
+        host_has_block_device: |_, _| false,
         systemd_cgroup: false,
         caller: &caller,
+        joins: &[],
     };
     let plan = plan(&bundle, &Config::default(), circumstances).ok()?;
     Some(plan.warnings)

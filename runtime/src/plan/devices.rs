@@ -1,9 +1,11 @@
 //! Device nodes and device rules of a plan.
 
+use std::path::Path;
+
 use lazaret_protocol::container::{DeviceKind, DeviceNode, DeviceRule};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
-use super::PlanError;
+use super::{Circumstances, PlanError};
 
 /// Character devices that the guest's kernel has, as `(major, minors)`
 /// (`Documentation/admin-guide/devices.txt`).
@@ -45,26 +47,33 @@ const ALWAYS_ALLOWED: [(DeviceKind, Option<u32>, Option<u32>, bool); 11] = [
 ///
 /// # Errors
 /// [`PlanError`], which names the device by its index.
-pub(super) fn nodes(linux: Option<&Linux>) -> Result<Vec<DeviceNode>, PlanError> {
+pub(super) fn nodes(
+    linux: Option<&Linux>,
+    circumstances: Circumstances<'_>,
+) -> Result<Vec<DeviceNode>, PlanError> {
     let devices = linux
         .and_then(|linux| linux.devices().as_deref())
         .unwrap_or_default();
-    let node = |(index, device)| node(device, &format!("linux.devices[{index}]"));
-    devices.iter().enumerate().map(node).collect()
+    // As runc: this one is a link into the container's own devpts, whoever lists it.
+    let is_own = |device: &LinuxDevice| device.path().as_path() == Path::new("/dev/ptmx");
+    let listed = devices.iter().enumerate();
+    listed
+        .filter(|(_, device)| !is_own(device))
+        .map(|(index, device)| node(device, &format!("linux.devices[{index}]"), circumstances))
+        .collect()
 }
 
-fn node(device: &LinuxDevice, field: &str) -> Result<DeviceNode, PlanError> {
+fn node(
+    device: &LinuxDevice,
+    field: &str,
+    circumstances: Circumstances<'_>,
+) -> Result<DeviceNode, PlanError> {
     let number = |name, value: i64| {
         u32::try_from(value)
             .map_err(|_| PlanError::invalid(format!("{field}.{name}"), "must be a device number"))
     };
     let kind = match device.typ() {
-        LinuxDeviceType::B => {
-            return Err(PlanError::unsupported(
-                field,
-                "a block device of the host is",
-            ));
-        }
+        LinuxDeviceType::B => DeviceKind::Block,
         LinuxDeviceType::C | LinuxDeviceType::U => DeviceKind::Character,
         LinuxDeviceType::P => DeviceKind::Fifo,
         LinuxDeviceType::A => {
@@ -78,6 +87,13 @@ fn node(device: &LinuxDevice, field: &str) -> Result<DeviceNode, PlanError> {
         number("major", device.major())?,
         number("minor", device.minor())?,
     );
+    // One that the host has not is a node with nothing behind it, as under runc.
+    if kind == DeviceKind::Block && (circumstances.host_has_block_device)(major, minor) {
+        return Err(PlanError::unsupported(
+            field,
+            "a block device of the host is",
+        ));
+    }
     let known = GUEST_DEVICES
         .iter()
         .any(|(known, minors)| *known == major && minors.contains(&minor));
@@ -158,7 +174,8 @@ fn rule(device: &LinuxDeviceCgroup, field: &str) -> Result<DeviceRule, PlanError
         None | Some("") => "rwm",
         Some(access) => access,
     };
-    if access.chars().any(|c| !"rwm".contains(c)) {
+    // As runc, which does not look at what is denied anyway.
+    if device.allow() && access.chars().any(|c| !"rwm".contains(c)) {
         return Err(PlanError::invalid(
             format!("{field}.access"),
             "must consist of r, w and m",

@@ -50,7 +50,7 @@ pub(super) fn time_offsets(
         });
     }
     let is_time =
-        |namespace: &Namespace| namespace.kind == NamespaceKind::Time && namespace.path.is_none();
+        |namespace: &Namespace| namespace.kind == NamespaceKind::Time && namespace.of.is_none();
     if !result.is_empty() && !namespaces.iter().any(is_time) {
         return Err(PlanError::invalid(
             "linux.timeOffsets",

@@ -104,7 +104,10 @@ fn translate(hook: &oci::Hook, field: &str) -> Result<Hook, PlanError> {
             "must be of the form NAME=value",
         )),
     };
-    let env = hook.env().iter().flatten().enumerate();
+    let env = hook
+        .env()
+        .as_ref()
+        .map(|env| env.iter().enumerate().map(variable).collect());
     let timeout_s = match hook.timeout() {
         None => None,
         Some(timeout) => match u64::try_from(timeout) {
@@ -115,7 +118,7 @@ fn translate(hook: &oci::Hook, field: &str) -> Result<Hook, PlanError> {
     Ok(Hook {
         path: path.to_owned(),
         args,
-        env: env.map(variable).collect::<Result<_, _>>()?,
+        env: env.transpose()?,
         timeout_s,
     })
 }

@@ -248,21 +248,19 @@ pub(super) fn host_limits(
     vm_memory_mib: u64,
     circumstances: Circumstances<'_>,
 ) -> Result<HostLimits, PlanError> {
-    let memory = resources.and_then(|resources| resources.memory().as_ref());
-    let cpu = resources.and_then(|resources| resources.cpu().as_ref());
     let mut host = HostLimits {
         memory_bytes: limits.memory_bytes.map(|limit| match limit {
             -1 => -1,
             _ => host_memory_bytes(vm_memory_mib),
         }),
         swap_bytes: limits.swap_bytes,
-        reservation_bytes: memory.and_then(|memory| nonzero(memory.reservation())),
+        reservation_bytes: limits.reservation_bytes,
         swappiness: limits.swappiness,
-        cpu_shares: cpu.and_then(|cpu| cpu.shares().filter(|&shares| shares != 0)),
+        cpu_shares: limits.cpu_shares,
         cpu_quota_us: limits.cpu_quota_us,
         cpu_period_us: limits.cpu_period_us,
-        cpu_burst_us: cpu.and_then(|cpu| cpu.burst()),
-        cpu_idle: cpu.and_then(|cpu| cpu.idle()),
+        cpu_burst_us: limits.cpu_burst_us,
+        cpu_idle: limits.cpu_idle,
         cpus: limits.cpus.clone(),
         mems: limits.mems.clone(),
         pids: limits.pids.map(|limit| match limit {
@@ -290,10 +288,6 @@ pub(super) fn host_limits(
 fn host_memory_bytes(vm_memory_mib: u64) -> i64 {
     let mib = vm_memory_mib + vm_memory_mib / MEMORY_OVERHEAD_PART + MEMORY_OVERHEAD_MIB;
     i64::try_from(mib << 20).unwrap_or(i64::MAX)
-}
-
-fn nonzero(bytes: Option<i64>) -> Option<i64> {
-    bytes.filter(|&bytes| bytes != 0)
 }
 
 fn block_io(block: &LinuxBlockIo, host: &mut HostLimits) -> Result<(), PlanError> {

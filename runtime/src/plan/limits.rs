@@ -9,10 +9,13 @@ use super::PlanError;
 /// Period of `cpu.max` when the spec gives none, in microseconds: the kernel's default.
 pub(super) const DEFAULT_PERIOD_US: u64 = 100_000;
 
-/// Files that `unified` may name and that concern the host: its CPUs, memory nodes and block
+/// Files that `unified` may name and that concern the host: its CPUs, memory nodes, swap and block
 /// devices, which a guest has not.
-const HOST_FILES: [&str; 2] = ["cpuset.cpus", "cpuset.mems"];
+const HOST_FILES: [&str; 3] = ["cpuset.cpus", "cpuset.mems", "memory.swap.max"];
 const HOST_PREFIX: &str = "io.";
+
+/// Weights of cgroup v2 for CPU time.
+const CPU_WEIGHTS: std::ops::RangeInclusive<u64> = 1..=10_000;
 
 /// Highest swappiness.
 const SWAPPINESS_MAX: u64 = 100;
@@ -24,12 +27,20 @@ pub(super) struct Limits {
     pub(super) memory_bytes: Option<i64>,
     /// Swap beside the memory, in bytes.
     pub(super) swap_bytes: Option<i64>,
+    /// Memory that reclaim spares, in bytes.
+    pub(super) reservation_bytes: Option<i64>,
     /// Swappiness, 0 to 100.
     pub(super) swappiness: Option<u64>,
+    /// CPU shares of cgroup v1.
+    pub(super) cpu_shares: Option<u64>,
     /// Microseconds of CPU time in each period.
     pub(super) cpu_quota_us: Option<i64>,
     /// The period, in microseconds.
     pub(super) cpu_period_us: Option<u64>,
+    /// Microseconds of CPU time that can be saved up.
+    pub(super) cpu_burst_us: Option<u64>,
+    /// Whether it runs only when nothing else does.
+    pub(super) cpu_idle: Option<i64>,
     /// CPUs of the host, as written; empty for all.
     pub(super) cpus: String,
     /// Memory nodes of the host, as written; empty for all.
@@ -76,6 +87,7 @@ impl Limits {
         }
         let limit = memory.limit().unwrap_or(0);
         self.memory_bytes = Some(limit).filter(|&limit| limit != 0);
+        self.reservation_bytes = memory.reservation().filter(|&bytes| bytes != 0);
         self.swap_bytes = swap(memory.swap().unwrap_or(0), limit)?;
         // Callers write -1, which the spec cannot say, for "not set".
         self.swappiness = memory.swappiness().filter(|&value| value != u64::MAX);
@@ -89,6 +101,9 @@ impl Limits {
     }
 
     fn read_cpu(&mut self, cpu: &LinuxCpu) {
+        self.cpu_shares = cpu.shares().filter(|&shares| shares != 0);
+        self.cpu_burst_us = cpu.burst();
+        self.cpu_idle = cpu.idle();
         self.cpu_quota_us = cpu.quota().filter(|&quota| quota != 0);
         self.cpu_period_us = cpu.period().filter(|&period| period != 0);
         let list = |list: &Option<String>| list.as_deref().unwrap_or_default().trim().to_owned();
@@ -107,18 +122,12 @@ impl Limits {
                     "must be the name of a controller's file",
                 ));
             }
-            let words: Vec<&str> = value.split_whitespace().collect();
-            match (name.as_str(), &words[..]) {
-                ("memory.max", [bytes]) => self.memory_bytes = number(bytes),
-                ("pids.max", [limit]) => self.pids = number(limit),
-                ("cpu.max", [quota]) => self.cpu_quota_us = number(quota),
-                ("cpu.max", [quota, period]) => {
-                    self.cpu_quota_us = number(quota);
-                    self.cpu_period_us = period.parse().ok();
-                }
-                ("cpuset.cpus", _) => value.trim().clone_into(&mut self.cpus),
-                ("cpuset.mems", _) => value.trim().clone_into(&mut self.mems),
-                _ => {}
+            self.read_file(name, value);
+            if name == "memory.swap.max" && number(value.trim()).is_none() {
+                return Err(PlanError::invalid(
+                    format!("linux.resources.unified[{name}]"),
+                    "must be max or a number of bytes",
+                ));
             }
             let entry = (name.clone(), value.clone());
             if name.starts_with(HOST_PREFIX) {
@@ -129,15 +138,51 @@ impl Limits {
         }
         Ok(())
     }
+
+    /// Takes a file of `unified` for the field that says the same.
+    fn read_file(&mut self, name: &str, value: &str) {
+        let words: Vec<&str> = value.split_whitespace().collect();
+        match (name, &words[..]) {
+            ("memory.max", [bytes]) => self.memory_bytes = number(bytes),
+            ("memory.swap.max", [bytes]) => self.swap_bytes = number(bytes),
+            ("memory.low", [bytes]) => self.reservation_bytes = number(bytes),
+            ("pids.max", [limit]) => self.pids = number(limit),
+            ("cpu.max", [quota]) => self.cpu_quota_us = number(quota),
+            ("cpu.max", [quota, period]) => {
+                self.cpu_quota_us = number(quota);
+                self.cpu_period_us = period.parse().ok();
+            }
+            ("cpu.weight", [weight]) => self.cpu_shares = weight.parse().ok().and_then(cpu_shares),
+            ("cpu.idle", [idle]) => self.cpu_idle = idle.parse().ok(),
+            ("cpu.max.burst", [burst]) => self.cpu_burst_us = burst.parse().ok(),
+            ("cpuset.cpus", _) => value.trim().clone_into(&mut self.cpus),
+            ("cpuset.mems", _) => value.trim().clone_into(&mut self.mems),
+            _ => {}
+        }
+    }
 }
 
-/// A number of a file of cgroup v2, where `max` is none at all. What is no number is left to the
-/// guest's kernel, which refuses it.
+/// The fewest shares of cgroup v1 that runc turns into this weight of v2.
+fn cpu_shares(weight: u64) -> Option<u64> {
+    let is_weight = CPU_WEIGHTS.contains(&weight);
+    is_weight.then(|| 2 + ((weight - 1) * 262_142).div_ceil(9_999))
+}
+
+/// A number of a file of cgroup v2, where `max` is none at all and a letter multiplies. What is no
+/// number is left to the guest's kernel, which refuses it.
 fn number(word: &str) -> Option<i64> {
-    match word {
-        "max" => Some(-1),
-        word => word.parse().ok(),
+    if word == "max" {
+        return Some(-1);
     }
+    let shift = match word.chars().last()?.to_ascii_uppercase() {
+        'K' => 10,
+        'M' => 20,
+        'G' => 30,
+        'T' => 40,
+        _ => return word.parse().ok(),
+    };
+    let number: i64 = word[..word.len() - 1].parse().ok()?;
+    number.checked_mul(1 << shift)
 }
 
 /// Swap that the limit of memory and swap together leaves, as cgroup v2 counts it.

@@ -3,13 +3,11 @@
 //! a process alone, by `exec`). Pure: it opens nothing and asks the system nothing, so that golden
 //! tests can hold it still.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use lazaret_protocol::{
     agent::TerminalSize,
-    container::{
-        CpuAffinity, CreateContainer, IdMapping, Namespace, NamespaceKind, Process, Root, Stdio,
-    },
+    container::{CpuAffinity, CreateContainer, IdMapping, Process, Root, Stdio},
     vm::VmConfig,
 };
 use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
@@ -26,6 +24,7 @@ mod host_cgroup;
 mod kernel_parameters;
 mod limits;
 mod mounts;
+mod namespaces;
 mod options;
 mod process;
 mod resources;
@@ -47,7 +46,7 @@ pub(crate) use host_cgroup::{HostCgroup, HostLimits, IoThrottleKind, Place};
 pub(crate) use mounts::KEPT_FLAGS;
 pub(crate) use options::MS_NOSYMFOLLOW;
 pub(crate) use process::{capabilities, capability, inherit, process};
-pub(crate) use update::limits;
+pub(crate) use update::{limits, vcpus};
 pub(crate) use vm::{FD_COUNT, FdIndex};
 
 /// What the plan needs to know besides the bundle and the configuration.
@@ -65,10 +64,23 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) host_cpus: u64,
     /// Whether this machine's cgroups are version 1, be it beside version 2.
     pub(crate) host_cgroup_v1: bool,
+    /// Whether this machine has the block device of these numbers.
+    pub(crate) host_has_block_device: fn(u32, u32) -> bool,
     /// Whether the sandbox is to be a unit of systemd's.
     pub(crate) systemd_cgroup: bool,
     /// What is inherited where the bundle does not say.
     pub(crate) caller: &'a Caller,
+    /// Namespaces of containers of ours that the bundle names.
+    pub(crate) joins: &'a [Join],
+}
+
+/// A namespace of a container of ours, as a bundle names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Join {
+    /// `/proc/PID/ns/…`.
+    pub(crate) path: PathBuf,
+    /// Id of the container.
+    pub(crate) container: String,
 }
 
 /// Everything `create` is going to do.
@@ -206,7 +218,7 @@ pub(crate) fn plan(
     let mut shares = vec![root_share];
     shares.extend(mounts.shares);
 
-    let namespaces = namespaces(linux, &mut warnings)?;
+    let namespaces = namespaces::namespaces(linux, circumstances.joins, &mut warnings)?;
     domain::check_memory_policy(linux, &mut warnings)?;
     let container = CreateContainer {
         id: circumstances.id.to_owned(),
@@ -218,7 +230,7 @@ pub(crate) fn plan(
         uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
         gid_mappings: id_mappings(linux.and_then(|linux| linux.gid_mappings().as_ref())),
         mounts: mounts.mounts,
-        devices: devices::nodes(linux)?,
+        devices: devices::nodes(linux, circumstances)?,
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: kernel_parameters::kernel_parameters(linux)?,
@@ -331,104 +343,18 @@ fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share
         readonly,
         readonly_recursive: false,
         propagation: libc::MS_PRIVATE,
-        kept_flags: 0,
+        kept_flags: KEPT_FLAGS,
         id_map: None,
         overlay: None,
     };
     let root = Root {
         share_path,
         readonly,
+        // Not known before the clone is made.
+        flags: 0,
         propagation,
     };
     Ok((root, share))
-}
-
-/// The namespaces the agent makes. The guest's network is the container's: it needs one of its own
-/// only to have rights over it from a new user namespace, without which it cannot mount sysfs.
-/// The mount namespace is made whether it is listed or not, because the container's mounts have to
-/// go somewhere.
-fn namespaces(
-    linux: Option<&Linux>,
-    warnings: &mut Vec<String>,
-) -> Result<Vec<Namespace>, PlanError> {
-    let listed = linux
-        .and_then(|linux| linux.namespaces().as_deref())
-        .unwrap_or_default();
-    let mut kinds = Vec::new();
-    let mut network = None;
-    for (index, namespace) in listed.iter().enumerate() {
-        let field = format!("linux.namespaces[{index}]");
-        let path = namespace
-            .path()
-            .as_deref()
-            .filter(|path| !path.as_os_str().is_empty());
-        let kind = namespace_kind(namespace.typ());
-        if kinds.contains(&kind) || (kind == NamespaceKind::Network && network.is_some()) {
-            // As the document spells it, which is not how the type prints.
-            let what = format!("{} is listed twice", serde_json::json!(namespace.typ()));
-            return Err(PlanError::invalid(field, what));
-        }
-        if kind == NamespaceKind::Network {
-            network = Some(path.map(Path::to_owned));
-            continue;
-        }
-        if let Some(path) = path {
-            return Err(PlanError::unsupported(
-                format!("{field}.path"),
-                format!("joining the namespace {} is", path.display()),
-            ));
-        }
-        kinds.push(kind);
-    }
-    warn_of_network(network.as_ref(), warnings);
-    for (kind, name) in [(NamespaceKind::Pid, "pid"), (NamespaceKind::Ipc, "ipc")] {
-        if !kinds.contains(&kind) {
-            warnings.push(format!(
-                "linux.namespaces: no {name} namespace, the container shares the guest's and not \
-                 the host's"
-            ));
-        }
-    }
-    if !kinds.contains(&NamespaceKind::Mount) {
-        kinds.push(NamespaceKind::Mount);
-    }
-    if kinds.contains(&NamespaceKind::User) && network.is_some() {
-        kinds.push(NamespaceKind::Network);
-    }
-    kinds.sort_unstable();
-    Ok(kinds
-        .into_iter()
-        .map(|kind| Namespace { kind, path: None })
-        .collect())
-}
-
-fn warn_of_network(network: Option<&Option<PathBuf>>, warnings: &mut Vec<String>) {
-    match network {
-        Some(None) => {}
-        Some(Some(path)) => warnings.push(format!(
-            "linux.namespaces: the interfaces of network namespace {} are not brought into the \
-             guest, which has only loopback",
-            path.display()
-        )),
-        None => warnings.push(
-            "linux.namespaces: the host's network cannot be shared with the guest, which has only \
-             loopback"
-                .to_owned(),
-        ),
-    }
-}
-
-fn namespace_kind(kind: LinuxNamespaceType) -> NamespaceKind {
-    match kind {
-        LinuxNamespaceType::Mount => NamespaceKind::Mount,
-        LinuxNamespaceType::Cgroup => NamespaceKind::Cgroup,
-        LinuxNamespaceType::Uts => NamespaceKind::Uts,
-        LinuxNamespaceType::Ipc => NamespaceKind::Ipc,
-        LinuxNamespaceType::User => NamespaceKind::User,
-        LinuxNamespaceType::Pid => NamespaceKind::Pid,
-        LinuxNamespaceType::Network => NamespaceKind::Network,
-        LinuxNamespaceType::Time => NamespaceKind::Time,
-    }
 }
 
 fn id_mappings(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdMapping> {

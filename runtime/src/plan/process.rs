@@ -2,7 +2,7 @@
 
 use lazaret_protocol::{
     agent::TerminalSize,
-    container::{Capabilities, Process, Rlimit, User},
+    container::{Capabilities, Process, RLIMIT_NAMES, Rlimit, User},
 };
 use oci_spec::runtime::{self as oci, Capability, PosixRlimitType};
 
@@ -332,25 +332,11 @@ fn rlimits(spec: &oci::Process, field: &str, caller: &Caller) -> Result<Vec<Rlim
     Ok(result)
 }
 
+/// The number of a resource.
 fn resource(kind: PosixRlimitType) -> u32 {
-    match kind {
-        PosixRlimitType::RlimitCpu => libc::RLIMIT_CPU,
-        PosixRlimitType::RlimitFsize => libc::RLIMIT_FSIZE,
-        PosixRlimitType::RlimitData => libc::RLIMIT_DATA,
-        PosixRlimitType::RlimitStack => libc::RLIMIT_STACK,
-        PosixRlimitType::RlimitCore => libc::RLIMIT_CORE,
-        PosixRlimitType::RlimitRss => libc::RLIMIT_RSS,
-        PosixRlimitType::RlimitNproc => libc::RLIMIT_NPROC,
-        PosixRlimitType::RlimitNofile => libc::RLIMIT_NOFILE,
-        PosixRlimitType::RlimitMemlock => libc::RLIMIT_MEMLOCK,
-        PosixRlimitType::RlimitAs => libc::RLIMIT_AS,
-        PosixRlimitType::RlimitLocks => libc::RLIMIT_LOCKS,
-        PosixRlimitType::RlimitSigpending => libc::RLIMIT_SIGPENDING,
-        PosixRlimitType::RlimitMsgqueue => libc::RLIMIT_MSGQUEUE,
-        PosixRlimitType::RlimitNice => libc::RLIMIT_NICE,
-        PosixRlimitType::RlimitRtprio => libc::RLIMIT_RTPRIO,
-        PosixRlimitType::RlimitRttime => libc::RLIMIT_RTTIME,
-    }
+    let name = kind.to_string();
+    let number = (0..).zip(RLIMIT_NAMES).find(|(_, known)| *known == name);
+    number.expect("the specification names no other resource").0
 }
 
 #[cfg(test)]
@@ -363,5 +349,29 @@ mod tests {
         assert!(numbers.eq(0..41));
         assert_eq!(capabilities()[21], "CAP_SYS_ADMIN");
         assert_eq!(capability("checkpoint_restore"), Some(1 << 40));
+    }
+
+    #[test]
+    fn resources_have_the_kernels_numbers() {
+        for (kind, number) in [
+            (PosixRlimitType::RlimitCpu, libc::RLIMIT_CPU),
+            (PosixRlimitType::RlimitFsize, libc::RLIMIT_FSIZE),
+            (PosixRlimitType::RlimitData, libc::RLIMIT_DATA),
+            (PosixRlimitType::RlimitStack, libc::RLIMIT_STACK),
+            (PosixRlimitType::RlimitCore, libc::RLIMIT_CORE),
+            (PosixRlimitType::RlimitRss, libc::RLIMIT_RSS),
+            (PosixRlimitType::RlimitNproc, libc::RLIMIT_NPROC),
+            (PosixRlimitType::RlimitNofile, libc::RLIMIT_NOFILE),
+            (PosixRlimitType::RlimitMemlock, libc::RLIMIT_MEMLOCK),
+            (PosixRlimitType::RlimitAs, libc::RLIMIT_AS),
+            (PosixRlimitType::RlimitLocks, libc::RLIMIT_LOCKS),
+            (PosixRlimitType::RlimitSigpending, libc::RLIMIT_SIGPENDING),
+            (PosixRlimitType::RlimitMsgqueue, libc::RLIMIT_MSGQUEUE),
+            (PosixRlimitType::RlimitNice, libc::RLIMIT_NICE),
+            (PosixRlimitType::RlimitRtprio, libc::RLIMIT_RTPRIO),
+            (PosixRlimitType::RlimitRttime, libc::RLIMIT_RTTIME),
+        ] {
+            assert_eq!(resource(kind), number, "{kind}");
+        }
     }
 }

@@ -37,8 +37,10 @@ fn circumstances() -> Circumstances<'static> {
         host_memory_mib: 4096,
         host_cpus: 4,
         host_cgroup_v1: false,
+        host_has_block_device: |major, _| major == 8,
         systemd_cgroup: false,
         caller: &CALLER,
+        joins: &[],
     }
 }
 
@@ -399,6 +401,11 @@ fn every_refusal_names_its_field() {
             "linux.resources.unified[../x]: must be the name of a controller's file",
         ),
         (
+            "/linux/resources/unified",
+            json!({"memory.swap.max": "much"}),
+            "linux.resources.unified[memory.swap.max]: must be max or a number of bytes",
+        ),
+        (
             "/linux/resources/memory",
             json!({"limit": -2}),
             "linux.resources.memory.limit: must be -1 or a number of bytes",
@@ -535,25 +542,6 @@ fn what_is_not_done_is_said() {
     }
 }
 
-/// Its own network namespace is what gives a user namespace the right to mount sysfs.
-#[test]
-fn a_user_namespace_has_its_own_network() {
-    let kinds = |namespaces: Value| -> Vec<NamespaceKind> {
-        let plan = planned(|config| {
-            config.as_object_mut().unwrap().remove("hostname");
-            set(config, "/linux/namespaces", namespaces);
-        })
-        .unwrap();
-        let namespaces = plan.container.namespaces.iter();
-        namespaces.map(|namespace| namespace.kind).collect()
-    };
-    use NamespaceKind::{Mount, Network, User};
-    let (user, network) = (json!({"type": "user"}), json!({"type": "network"}));
-    assert_eq!(kinds(json!([user, network])), [Mount, Network, User]);
-    assert_eq!(kinds(json!([user])), [Mount, User]);
-    assert_eq!(kinds(json!([network])), [Mount]);
-}
-
 #[test]
 fn the_vm_follows_the_limits() {
     let size = |resources: Value| {
@@ -587,6 +575,39 @@ fn the_vm_follows_the_limits() {
     let unified = json!({"unified": {"memory.max": "1073741824", "cpu.max": "200000 100000"},
         "memory": {"limit": 1 << 28}});
     assert_eq!(size(unified), (1024 + 64 + 21, 2));
+    assert_eq!(
+        size(json!({"unified": {"memory.max": "1G"}})),
+        (1024 + 64 + 21, 1)
+    );
+}
+
+#[test]
+fn unified_bounds_the_sandbox_as_the_fields_do() {
+    let limits = |resources: Value| {
+        let bundle = bundle(|config| set(config, "/linux/resources", resources));
+        let plan = plan(&bundle, &Config::default(), circumstances()).unwrap();
+        (plan.host.cgroup.limits, plan.container.cgroup.files)
+    };
+    let (unified, guest) = limits(json!({
+        "cpu": {"shares": 3333, "quota": 40_000},
+        "unified": {"cpu.weight": "42", "cpu.max": "5000 50000", "cpu.max.burst": "7",
+            "cpu.idle": "0", "memory.low": "4096", "memory.swap.max": "1M"},
+    }));
+    assert_eq!(unified.cpu_quota_us, Some(5_000));
+    assert_eq!(unified.cpu_period_us, Some(50_000));
+    assert_eq!(unified.cpu_burst_us, Some(7));
+    assert_eq!(unified.cpu_idle, Some(0));
+    assert_eq!(unified.reservation_bytes, Some(4_096));
+    assert_eq!(unified.swap_bytes, Some(1 << 20));
+    // A guest has no swap, and no file for its limit.
+    assert!(guest.iter().all(|(name, _)| name != "memory.swap.max"));
+    assert!(guest.contains(&("memory.low".to_owned(), "4096".to_owned())));
+    // Weights come out as they went in.
+    for weight in [1, 2, 42, 100, 9_999, 10_000] {
+        let (limits, _) = limits(json!({"unified": {"cpu.weight": weight.to_string()}}));
+        let shares = limits.cpu_shares.unwrap();
+        assert_eq!(1 + (shares - 2) * 9_999 / 262_142, weight);
+    }
 }
 
 /// The first container of a pod has next to no limits; what the pod has comes with it.
@@ -832,6 +853,7 @@ fn a_console_is_a_device_and_a_kernel_parameter() {
 mod hooks;
 mod kernel_parameters;
 mod mounts;
+mod namespaces;
 
 mod properties {
     use proptest::prelude::*;

@@ -14,8 +14,17 @@ pub(crate) struct Changes {
     pub(crate) host: HostLimits,
     /// VM memory that the limit would ask for.
     pub(crate) vm_memory_mib: Option<u64>,
-    /// CPUs that the quota would ask for.
-    pub(crate) vm_vcpus: Option<u8>,
+}
+
+/// CPUs that all limits of a container together ask for, if they bound them.
+///
+/// # Errors
+/// [`PlanError`], which names the field as in `config.json`.
+pub(crate) fn vcpus(
+    limits: &LinuxResources,
+    circumstances: Circumstances<'_>,
+) -> Result<Option<u8>, PlanError> {
+    Ok(size::of_limits(&Limits::of(limits)?, circumstances)?.vcpus)
 }
 
 /// Translates `limits`, which has what changes and no more, for a VM that has `vm_memory_mib`.
@@ -35,6 +44,5 @@ pub(crate) fn limits(
         files: cgroup.files,
         host: host_cgroup::host_limits(Some(limits), &shared, vm_memory_mib, circumstances)?,
         vm_memory_mib: size.memory_mib,
-        vm_vcpus: size.vcpus,
     })
 }

@@ -8,7 +8,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use lazaret_protocol::container::{Mount, Submount};
+use lazaret_protocol::container::{Mount, Root, Submount};
 use rustix::fs::{
     AtFlags, FileType, Mode, OFlags, ResolveFlags, StatVfsMountFlags, StatxAttributes, StatxFlags,
 };
@@ -43,14 +43,34 @@ pub(super) fn hand_on(
     bind: &mut Mount,
     table: &mut MountTable,
 ) -> io::Result<()> {
-    let found = to_mount_flags(rustix::fs::fstatvfs(clone)?.f_flag);
-    bind.flags |= found & share.kept_flags;
+    bind.flags |= of_mount(share, clone)?;
     if share.recursive && kind == FileType::Directory {
         let top = fs::canonicalize(&share.source)?;
         let is_mount = |path: &Path| is_mount(clone, path);
         bind.below = below(&top, bind.flags, table.entries()?, is_mount);
     }
     Ok(())
+}
+
+/// Has the container's root show the flags that the mount has that its clone is made of. What is
+/// mounted below the root on the host has the flags of the root.
+///
+/// # Errors
+/// When the mount cannot be examined.
+pub(super) fn hand_on_to_root(
+    share: &plan::Share,
+    clone: &OwnedFd,
+    root: &mut Root,
+) -> io::Result<()> {
+    let found = of_mount(share, clone)?;
+    root.readonly |= found & libc::MS_RDONLY != 0;
+    root.flags |= found & !libc::MS_RDONLY;
+    Ok(())
+}
+
+/// The flags of the mount behind `clone` that are kept.
+fn of_mount(share: &plan::Share, clone: &OwnedFd) -> io::Result<u64> {
+    Ok(to_mount_flags(rustix::fs::fstatvfs(clone)?.f_flag) & share.kept_flags)
 }
 
 /// The mounts below `top` whose flags are not those of the mount they are on, parents first.

@@ -37,7 +37,10 @@ pub(super) fn cover_root(top: &OwnedFd, container: &CreateContainer) -> Result<(
 }
 
 /// A detached copy of what the share has at `path`, with the mounts below it.
-fn clone(top: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
+///
+/// # Errors
+/// As `open_tree(2)`.
+pub(super) fn clone(top: &OwnedFd, path: &str) -> Result<OwnedFd, Errno> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE
         | OpenTreeFlags::OPEN_TREE_CLOEXEC
         | OpenTreeFlags::AT_RECURSIVE;

@@ -27,6 +27,7 @@ fn record(phase: Phase, monitor: ProcessId) -> Record {
         vmm: monitor,
         exit_code: None,
         hooks: LaterHooks::default(),
+        sandbox: None,
         vm: None,
         resources: Default::default(),
     }

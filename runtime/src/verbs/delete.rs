@@ -6,10 +6,11 @@ use lazaret_protocol::agent::{ProcessRef, Request};
 
 use super::{VerbError, hooks, open};
 use crate::{
-    agent::Agent,
+    agent::{Agent, AgentError},
     cli::{Delete, Global},
     host_cgroup,
     process::{self, ProcessId},
+    sandbox,
     state::{StateDir, StateError, Status},
 };
 
@@ -67,8 +68,13 @@ pub(super) fn kill(dir: &StateDir) {
         signal: libc::SIGKILL,
         all: true,
     };
-    if let Err(error) = Agent::new(dir).done(&request) {
-        tracing::debug!("cannot kill the container's processes: {error}");
+    match Agent::new(dir).done(&request) {
+        Ok(()) => {}
+        // A guest that is silent is not ending, as one that is gone or has nobody to kill.
+        Err(error @ AgentError::Timeout) => {
+            tracing::warn!(id = dir.id().as_str(), "cannot kill the container: {error}");
+        }
+        Err(error) => tracing::debug!("cannot kill the container's processes: {error}"),
     }
 }
 
@@ -80,9 +86,11 @@ pub(super) fn kill(dir: &StateDir) {
 pub(super) fn destroy(dir: &StateDir) -> Result<(), VerbError> {
     let record = dir.read()?;
     if let Some(record) = &record {
-        // Once the monitor has ended the VM is ending, too: it holds the VM's lifeline.
-        end(record.monitor, END_TIMEOUT);
-        end(record.vmm, END_TIMEOUT);
+        end("monitor", record.monitor);
+        // With the last of its monitors the VM ends, too: they hold its lifelines.
+        if !sandbox::leave(dir, record)? {
+            end("VMM", record.vmm);
+        }
     }
     host_cgroup::remove(dir)?;
     dir.remove()?;
@@ -92,12 +100,13 @@ pub(super) fn destroy(dir: &StateDir) -> Result<(), VerbError> {
     Ok(())
 }
 
-fn end(process: ProcessId, timeout: Duration) {
+fn end(what: &str, process: ProcessId) {
     let Some(pidfd) = process.open() else {
         return;
     };
-    if !process::wait_for_end(&pidfd, timeout) {
-        tracing::warn!("process {} does not end, killing it", process.pid);
-        process::kill_and_wait(&pidfd, timeout);
+    if !process::wait_for_end(&pidfd, END_TIMEOUT) {
+        let pid = process.pid;
+        tracing::warn!("the container's {what}, process {pid}, does not end: killing it");
+        process::kill_and_wait(&pidfd, END_TIMEOUT);
     }
 }

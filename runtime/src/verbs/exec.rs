@@ -212,8 +212,11 @@ fn apply(options: &Exec, process: &mut Process) -> Result<(), VerbError> {
         .extend(&options.additional_gids);
     let sets = &mut process.capabilities;
     for name in &options.cap {
-        let bit = plan::capability(name)
-            .ok_or_else(|| option_error("--cap", format!("unknown capability {name:?}")))?;
+        let Some(bit) = plan::capability(name) else {
+            // As runc, and as for those of the bundle.
+            tracing::warn!("--cap: {name:?} is unknown, ignored");
+            continue;
+        };
         for set in [
             &mut sets.bounding,
             &mut sets.effective,

@@ -18,6 +18,7 @@ use crate::{
     monitor::{self, ContainerJob, stdio},
     plan::{self, Circumstances, Plan},
     process::ProcessId,
+    sandbox::Sandbox,
     state::{ContainerId, Phase, Record, StateDir, VmSize},
     terminal, time,
 };
@@ -28,6 +29,7 @@ pub(super) struct Prepared {
     config: Config,
     plan: Plan,
     record: Record,
+    sandbox: Option<Sandbox>,
     console: Option<UnixStream>,
     pidfd_socket: Option<PidfdSocket>,
 }
@@ -79,7 +81,11 @@ pub(super) fn prepare(
     let bundle = Bundle::load(&options.bundle, &options.config)?;
     log::phase("bundle read");
     let caller = Caller::observe();
-    let circumstances = with_cgroups(circumstances(id.as_str(), &caller), global.systemd_cgroup)?;
+    let (sandbox, joins) = Sandbox::find(&bundle.spec, &store(global))?;
+    let circumstances = Circumstances {
+        joins: &joins,
+        ..with_cgroups(circumstances(id.as_str(), &caller), global.systemd_cgroup)?
+    };
     let mut plan = plan::plan(&bundle, &config, circumstances)?;
     plan.warnings.extend_from_slice(&bundle.warnings);
     let terminal = plan.container.process.terminal.is_some();
@@ -89,20 +95,21 @@ pub(super) fn prepare(
         .as_deref()
         .map(terminal::connect_console)
         .transpose()?;
-    let record = record(bundle, &plan);
+    let record = record(bundle, &plan, sandbox.as_ref());
     log::phase("plan made");
     Ok(Prepared {
         id,
         config,
         plan,
         record,
+        sandbox,
         console,
         pidfd_socket,
     })
 }
 
 /// What the state keeps of a container whose processes are still to come.
-fn record(bundle: Bundle, plan: &Plan) -> Record {
+fn record(bundle: Bundle, plan: &Plan, sandbox: Option<&Sandbox>) -> Record {
     let annotations = bundle.spec.annotations().iter().flatten();
     let nobody = ProcessId {
         pid: 0,
@@ -120,10 +127,14 @@ fn record(bundle: Bundle, plan: &Plan) -> Record {
         vmm: nobody,
         exit_code: None,
         hooks: later_hooks(plan),
-        vm: Some(VmSize {
-            memory_mib: plan.vm.memory_mib,
-            vcpus: plan.vm.vcpus,
-        }),
+        sandbox: sandbox.map(|sandbox| sandbox.owner.clone()),
+        vm: match sandbox {
+            Some(sandbox) => sandbox.size,
+            None => Some(VmSize {
+                memory_mib: plan.vm.memory_mib,
+                vcpus: plan.vm.vcpus,
+            }),
+        },
         resources: limits_of(&bundle.spec),
         bundle: bundle.path,
         config: bundle.file,
@@ -196,6 +207,7 @@ impl Prepared {
             config: &self.config,
             cgroup,
             record: self.record,
+            sandbox: self.sandbox,
             console: self.console,
             start: how != Launch::Created,
             foreground: how == Launch::InForeground,
@@ -244,8 +256,12 @@ pub(super) fn circumstances<'a>(id: &'a str, caller: &'a Caller) -> Circumstance
         host_memory_mib: bytes >> 20,
         host_cpus: cpus.into(),
         host_cgroup_v1: false,
+        host_has_block_device: |major, minor| {
+            Path::new(&format!("/sys/dev/block/{major}:{minor}")).exists()
+        },
         systemd_cgroup: false,
         caller,
+        joins: &[],
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
     host_cgroup::CgroupError,
     monitor::{self, MonitorError, session::SessionError},
     plan::PlanError,
+    sandbox::SandboxError,
     state::{ContainerId, StateDir, StateError, Status, Store},
     terminal::TerminalError,
 };
@@ -52,6 +53,9 @@ pub(crate) enum VerbError {
     /// The configuration is wrong.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// There is no sandbox to join.
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
     /// The state cannot be read or written.
     #[error(transparent)]
     State(#[from] StateError),

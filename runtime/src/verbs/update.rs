@@ -15,6 +15,7 @@ use crate::{
     cli::{Global, Update},
     host_cgroup,
     plan::{self, Circumstances},
+    sandbox,
     state::{Record, StateDir, Status},
 };
 
@@ -229,15 +230,23 @@ impl Change {
                 size.memory_mib
             ));
         }
-        if let (Some(wanted), Some(size)) = (limits.vm_vcpus, record.vm)
-            && wanted > size.vcpus
-        {
-            warnings.push(format!(
-                "linux.resources.cpu.quota: the VM has {} CPU{}, beyond which the quota has no \
-                 effect",
-                size.vcpus,
-                if size.vcpus == 1 { "" } else { "s" }
-            ));
+        if let (Some(_), Some(size)) = (self.partial.cpu(), record.vm) {
+            let wanted = plan::vcpus(&self.merged, circumstances)?;
+            let wanted = wanted.unwrap_or(size.vcpus);
+            if wanted > size.vcpus {
+                warnings.push(format!(
+                    "linux.resources.cpu.quota: the VM has {} CPU{}, beyond which the quota has \
+                     no effect",
+                    size.vcpus,
+                    if size.vcpus == 1 { "" } else { "s" }
+                ));
+            }
+            // Those of a sandbox with several containers are no single one's.
+            if size.vcpus > 1 && !sandbox::is_shared(dir) {
+                agent.done(&Request::SetCpus {
+                    count: wanted.into(),
+                })?;
+            }
         }
         for warning in warnings {
             tracing::warn!(id, "{warning}");

@@ -265,7 +265,10 @@ impl Agent {
             }
             Request::UpdateCgroup { files, .. } => self.update(files),
             Request::WatchOom { container, seen } => self.watch_oom(container, seen),
-            Request::Pause { .. } | Request::Resume { .. } | Request::Shutdown => Ok(Answer::Done),
+            Request::Pause { .. } | Request::Resume { .. } | Request::SetCpus { .. } => {
+                Ok(Answer::Done)
+            }
+            Request::Leave { .. } => Ok(Answer::Left { last: true }),
             other => panic!("unexpected {other:?}"),
         }
     }

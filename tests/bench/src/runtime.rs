@@ -31,6 +31,11 @@ impl Runtime {
             .into_owned()
     }
 
+    /// Whether it has a verb that is measured: crun shows no `events`.
+    pub(crate) fn has(&self, verb: &str) -> bool {
+        (self.name().as_str(), verb) != ("crun", "events")
+    }
+
     /// Its state root.
     pub(crate) fn root(&self) -> &Path {
         &self.root

@@ -15,7 +15,12 @@ use crate::runtime::{Runtime, run};
 const ID: &str = "bench";
 
 /// The verbs whose times are measured one by one, in the order of a container's life.
-const VERBS: [&str; 5] = ["create", "start", "exec", "kill", "delete"];
+const VERBS: [&str; 7] = [
+    "create", "start", "exec", "events", "update", "kill", "delete",
+];
+
+/// What `update` sets, in bytes: more than the container uses.
+const MEMORY: &str = "67108864";
 
 /// Times of one runtime.
 #[derive(Debug, Serialize)]
@@ -24,8 +29,9 @@ pub(crate) struct Figures {
     runtime: String,
     /// `run` of `/bin/true`.
     run: Spread,
-    /// Each verb alone; `exec` is of `/bin/true` in a running container.
-    verbs: Vec<(&'static str, Spread)>,
+    /// Each verb alone that the runtime has; in a running container `exec` is of `/bin/true`,
+    /// `events` shows the figures once, and `update` sets the memory limit.
+    verbs: Vec<(&'static str, Option<Spread>)>,
 }
 
 /// Seconds of several runs.
@@ -76,18 +82,25 @@ pub(crate) fn measure(
     let mut verbs: Vec<Vec<f64>> = vec![Vec::new(); VERBS.len()];
     for _ in 0..=runs {
         for (seconds, verb) in verbs.iter_mut().zip(VERBS) {
-            seconds.push(time_verb(runtime, verb, &idle)?);
+            if runtime.has(verb) {
+                seconds.push(time_verb(runtime, verb, &idle)?);
+            }
         }
     }
     Ok(Figures {
         runtime: runtime.name(),
-        run: Spread::of(seconds.split_off(1)),
+        run: counted(seconds).expect("every runtime has it"),
         verbs: VERBS
             .into_iter()
             .zip(verbs)
-            .map(|(verb, mut seconds)| (verb, Spread::of(seconds.split_off(1))))
+            .map(|(verb, seconds)| (verb, counted(seconds)))
             .collect(),
     })
+}
+
+/// The times but the first, which warms up; `None` if there are none.
+fn counted(mut seconds: Vec<f64>) -> Option<Spread> {
+    (seconds.len() > 1).then(|| Spread::of(seconds.split_off(1)))
 }
 
 /// Seconds of one verb. `kill` includes the time until the container's process is gone.
@@ -95,6 +108,8 @@ fn time_verb(runtime: &Runtime, verb: &str, bundle: &str) -> Result<f64> {
     let arguments: &[&str] = match verb {
         "create" => &["create", "--bundle", bundle, ID],
         "exec" => &["exec", ID, "/bin/true"],
+        "events" => &["events", "--stats", ID],
+        "update" => &["update", "--memory", MEMORY, ID],
         "kill" => &["kill", ID, "KILL"],
         _ => &[verb, ID],
     };

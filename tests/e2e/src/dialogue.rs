@@ -87,6 +87,22 @@ impl Dialogue {
         }
     }
 
+    /// The next line, or `None` if the stream ends before it does.
+    pub(crate) fn line(&mut self) -> Result<Option<String>> {
+        let deadline = deadline();
+        loop {
+            if let Some(at) = self.seen.find('\n') {
+                return Ok(Some(self.seen.drain(..=at).collect()));
+            }
+            if !readable(&self.file, deadline)? {
+                bail!("no line came, but {:?}", self.seen);
+            }
+            if !self.read()? {
+                return Ok(None);
+            }
+        }
+    }
+
     /// Reads to the end and returns what was not forgotten.
     pub(crate) fn rest(mut self) -> Result<String> {
         let deadline = deadline();

@@ -232,31 +232,6 @@ pub(crate) fn ends_within(pid: Pid, timeout: Duration) -> Result<bool> {
     }
 }
 
-/// Runs a command that is none of a runtime's for at most `timeout`, stretched, and returns its
-/// standard output and its standard error. After the timeout it is killed, and the latter says so.
-pub(crate) fn captured_within(mut command: Command, timeout: Duration) -> Result<(String, String)> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let (stdout, stderr) = (memory_file()?, memory_file()?);
-    let mut child = command
-        .stdout(stdout.try_clone()?)
-        .stderr(stderr.try_clone()?)
-        .spawn()
-        .with_context(|| format!("cannot start {name}"))?;
-    let in_time = ends_within(Pid::from_child(&child), timeout)?;
-    if !in_time {
-        child.kill()?;
-    }
-    child.wait()?;
-    let mut errors = contents(&stderr)?;
-    if !in_time {
-        errors += &format!(
-            "{name} was killed after {} s\n",
-            patience::of(timeout).as_secs()
-        );
-    }
-    Ok((contents(&stdout)?, errors))
-}
-
 fn contents(file: &File) -> Result<String> {
     // A second open file description would be needed to leave the writers' offset alone; the
     // path under /proc makes one.

@@ -133,6 +133,12 @@ impl Runtime {
         Ok(())
     }
 
+    /// Checks that there is no container of this name.
+    pub(crate) fn has_no(&self, id: &str) -> Result<()> {
+        self.verb("state", &[id]).output()?.code(1)?;
+        Ok(())
+    }
+
     /// The container's pid as `state` shows it.
     pub(crate) fn pid(&self, id: &str) -> Result<Pid> {
         pid_of(&self.state(id)?)

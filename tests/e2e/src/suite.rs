@@ -89,6 +89,23 @@ impl Shard {
     pub(crate) fn part<T>(self, cases: impl Iterator<Item = T>) -> impl Iterator<Item = T> {
         cases.skip(self.number - 1).step_by(self.of)
     }
+
+    /// This one's part of groups that must stay together: the largest go first, each to the part
+    /// that has the least.
+    pub(crate) fn balanced<K, T>(self, mut groups: Vec<(K, Vec<T>)>) -> Vec<(K, Vec<T>)> {
+        groups.sort_by_key(|(_, items)| std::cmp::Reverse(items.len()));
+        let mut loads = vec![0; self.of];
+        groups.retain(|(_, items)| {
+            let (least, load) = loads
+                .iter_mut()
+                .enumerate()
+                .min_by_key(|(_, load)| **load)
+                .expect("there is a part");
+            *load += items.len();
+            least == self.number - 1
+        });
+        groups
+    }
 }
 
 impl FromStr for Shard {
@@ -414,4 +431,30 @@ fn print_record(record: &Record) {
     out.write_all(format!("{line}\n").as_bytes())
         .and_then(|()| out.flush())
         .ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_are_shared_evenly_and_none_is_lost() {
+        let groups = || {
+            vec![
+                ("a", vec![(); 3]),
+                ("b", vec![(); 5]),
+                ("c", vec![(); 1]),
+                ("d", vec![(); 2]),
+            ]
+        };
+        let names = |shard: &str| {
+            let shard: Shard = shard.parse().unwrap();
+            let part = shard.balanced(groups());
+            part.into_iter().map(|(name, _)| name).collect::<Vec<_>>()
+        };
+        assert_eq!(names("1/1"), ["b", "a", "d", "c"]);
+        assert_eq!(names("1/2"), ["b", "c"]);
+        assert_eq!(names("2/2"), ["a", "d"]);
+        assert_eq!(names("5/5"), Vec::<&str>::new());
+    }
 }

@@ -12,7 +12,7 @@ use std::{
 
 use lazaret_protocol::{
     frame::PAYLOAD_MAX_BYTES,
-    vm::{ControlAnswer, ControlReply, ControlRequest, ExitReason},
+    vm::{ControlAnswer, ControlReply, ControlRequest, ExitReason, LIFELINES_MAX},
 };
 use rustix::event::epoll::{self, EventData, EventFlags};
 
@@ -24,8 +24,8 @@ mod tests;
 
 use connection::{Connection, Progress};
 
-/// Most clients of the listener at a time. The one that has been silent longest makes room for
-/// one more, so that idle connections cannot shut others out.
+/// Most clients of the listener at a time, beside those that are lifelines. The one that has been
+/// silent longest makes room for one more, so that idle connections cannot shut others out.
 const CONNECTIONS_MAX: usize = 16;
 /// What a console answer takes beside the console's bytes.
 const ANSWER_OVERHEAD_BYTES: usize = 64;
@@ -65,6 +65,8 @@ struct Client {
     connection: Connection,
     /// When it last did something, in events since the start.
     active: u64,
+    /// Whether the VM lives at least as long.
+    lifeline: bool,
 }
 
 /// Serves a VM until its end.
@@ -72,7 +74,8 @@ struct Client {
 pub struct Server {
     vm: Vm,
     epoll: std::os::fd::OwnedFd,
-    launch: Connection,
+    /// The first lifeline, until it closes.
+    launch: Option<Connection>,
     listener: Option<UnixListener>,
     clients: Vec<Option<Client>>,
     events: u64,
@@ -95,7 +98,7 @@ impl Server {
         Ok(Self {
             vm,
             epoll,
-            launch: Connection::new(launch),
+            launch: Some(Connection::new(launch)),
             listener,
             clients: Vec::new(),
             events: 0,
@@ -138,50 +141,63 @@ impl Server {
         }
     }
 
-    /// The launch socket is the VM's lifeline: without it the VM ends.
     fn serve_launch(&mut self) -> Option<ExitReason> {
-        match self
-            .launch
-            .serve(&mut |request, fds| answer(&mut self.vm, request, fds))
-        {
+        let launch = self.launch.as_mut()?;
+        let vm = &mut self.vm;
+        // It is a lifeline by nature.
+        let mut held = true;
+        match launch.serve(&mut |request, fds| answer(vm, request, fds, &mut held)) {
             Progress::Waiting { output } => {
-                let flags = interest(output);
-                epoll::modify(
-                    &self.epoll,
-                    self.launch.socket(),
-                    Token::Launch.data(),
-                    flags,
-                )
-                .err()
-                .map(|_| ExitReason::Error)
+                let token = Token::Launch.data();
+                epoll::modify(&self.epoll, launch.socket(), token, interest(output))
+                    .err()
+                    .map(|_| ExitReason::Error)
             }
-            Progress::Shutdown | Progress::Closed => Some(ExitReason::Shutdown),
+            Progress::Shutdown => Some(ExitReason::Shutdown),
+            Progress::Closed => {
+                self.launch = None;
+                self.without_lifeline()
+            }
         }
     }
 
     fn serve_client(&mut self, index: usize) -> Option<ExitReason> {
+        let may_hold = self.lifelines() < LIFELINES_MAX;
         let slot = self.clients.get_mut(index)?;
         let client = slot.as_mut()?;
         client.active = self.events;
         let vm = &mut self.vm;
-        match client
-            .connection
-            .serve(&mut |request, fds| answer(vm, request, fds))
-        {
+        let lifeline = &mut client.lifeline;
+        let progress = client.connection.serve(&mut |request, fds| {
+            if request == ControlRequest::Hold && !may_hold && !*lifeline {
+                return Err(format!("the VM has {LIFELINES_MAX} lifelines already"));
+            }
+            answer(vm, request, fds, lifeline)
+        });
+        let closed = match progress {
+            Progress::Shutdown => return Some(ExitReason::Shutdown),
+            Progress::Closed => true,
             Progress::Waiting { output } => {
                 let socket = client.connection.socket();
                 let token = Token::Client(index).data();
-                if epoll::modify(&self.epoll, socket, token, interest(output)).is_err() {
-                    *slot = None;
-                }
-                None
+                epoll::modify(&self.epoll, socket, token, interest(output)).is_err()
             }
-            Progress::Closed => {
-                *slot = None;
-                None
-            }
-            Progress::Shutdown => Some(ExitReason::Shutdown),
+        };
+        if closed {
+            *slot = None;
         }
+        self.without_lifeline()
+    }
+
+    /// Lifelines beside the launch socket.
+    fn lifelines(&self) -> usize {
+        let clients = self.clients.iter().flatten();
+        clients.filter(|client| client.lifeline).count()
+    }
+
+    /// The VM's end, when nobody holds it any more.
+    fn without_lifeline(&self) -> Option<ExitReason> {
+        (self.launch.is_none() && self.lifelines() == 0).then_some(ExitReason::Shutdown)
     }
 
     fn accept(&mut self) {
@@ -207,6 +223,7 @@ impl Server {
             self.clients[index] = Some(Client {
                 connection: Connection::new(socket),
                 active: self.events,
+                lifeline: false,
             });
         }
     }
@@ -216,14 +233,15 @@ impl Server {
         if let Some(index) = self.clients.iter().position(Option::is_none) {
             return index;
         }
-        if self.clients.len() < CONNECTIONS_MAX {
+        if self.clients.len() < CONNECTIONS_MAX + self.lifelines() {
             self.clients.push(None);
             return self.clients.len() - 1;
         }
-        let silent = |client: &Option<Client>| client.as_ref().map_or(0, |client| client.active);
-        let index = (0..self.clients.len())
-            .min_by_key(|index| silent(&self.clients[*index]))
-            .expect("there are CONNECTIONS_MAX clients");
+        let idle = (self.clients.iter().enumerate())
+            .filter_map(|(index, client)| Some((index, client.as_ref()?)))
+            .filter(|(_, client)| !client.lifeline)
+            .min_by_key(|(_, client)| client.active);
+        let (index, _) = idle.expect("there are CONNECTIONS_MAX clients beside the lifelines");
         self.clients[index] = None;
         index
     }
@@ -237,9 +255,14 @@ fn interest(output: bool) -> EventFlags {
     }
 }
 
-/// Does what `request` asks, with the descriptors that came with it. `Shutdown` is the server's to
-/// act on.
-fn answer(vm: &mut Vm, request: ControlRequest, fds: &mut Fds) -> ControlReply {
+/// Does what `request` asks, with the descriptors that came with it, of a client that may become a
+/// lifeline. `Shutdown` is the server's to act on.
+fn answer(
+    vm: &mut Vm,
+    request: ControlRequest,
+    fds: &mut Fds,
+    lifeline: &mut bool,
+) -> ControlReply {
     tracing::debug!(?request, "control request");
     match request {
         ControlRequest::Describe => Ok(ControlAnswer::Description(vm.describe())),
@@ -268,6 +291,10 @@ fn answer(vm: &mut Vm, request: ControlRequest, fds: &mut Fds) -> ControlReply {
             .detach(slot)
             .map(|()| ControlAnswer::Done)
             .map_err(|error| one_line(&error)),
+        ControlRequest::Hold => {
+            *lifeline = true;
+            Ok(ControlAnswer::Done)
+        }
         ControlRequest::Shutdown => Ok(ControlAnswer::Done),
     }
 }

@@ -48,7 +48,7 @@ impl Bench {
         client
     }
 
-    /// Closes the lifeline.
+    /// Closes the launch socket.
     fn end(self) -> ExitReason {
         drop(self.launch);
         self.server.join().unwrap()
@@ -191,6 +191,49 @@ fn silent_connections_do_not_shut_others_out() {
     assert_eq!((&first).read(&mut [0; 1]).unwrap(), 0);
     assert!(!paused(silent.last().unwrap()));
     assert!(!paused(&bench.launch));
+    assert_eq!(bench.end(), ExitReason::Shutdown);
+}
+
+#[test]
+fn the_vm_lives_as_long_as_its_last_lifeline() {
+    let bench = Bench::new(Vec::new());
+    let first = bench.client();
+    assert_eq!(ask(&first, &ControlRequest::Hold), Ok(ControlAnswer::Done));
+    let second = bench.client();
+    for _ in 0..2 {
+        // Twice is as good as once.
+        assert_eq!(ask(&second, &ControlRequest::Hold), Ok(ControlAnswer::Done));
+    }
+    drop(bench.launch);
+    drop(first);
+    assert!(!paused(&second));
+    // Who only asks does not hold.
+    let client = UnixStream::connect(bench.folder.path().join("control")).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    assert!(!paused(&client));
+    drop(second);
+    assert_eq!(bench.server.join().unwrap(), ExitReason::Shutdown);
+}
+
+#[test]
+fn lifelines_are_not_closed_for_new_connections() {
+    let bench = Bench::new(Vec::new());
+    let lifelines: Vec<_> = (0..CONNECTIONS_MAX + 1).map(|_| bench.client()).collect();
+    for lifeline in &lifelines {
+        assert_eq!(
+            ask(lifeline, &ControlRequest::Hold),
+            Ok(ControlAnswer::Done)
+        );
+    }
+    for _ in 0..2 * CONNECTIONS_MAX {
+        assert!(!paused(&bench.client()));
+    }
+    let silent: Vec<_> = (0..2 * CONNECTIONS_MAX).map(|_| bench.client()).collect();
+    assert!(!paused(silent.last().unwrap()));
+    for lifeline in &lifelines {
+        assert!(!paused(lifeline));
+    }
+    drop(lifelines);
     assert_eq!(bench.end(), ExitReason::Shutdown);
 }
 

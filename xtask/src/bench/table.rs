@@ -14,6 +14,10 @@ const RUN_RATIO_MAX: f64 = 3.0;
 /// `exec` as a multiple of the first runtime's, at most.
 const EXEC_RATIO_MAX: f64 = 1.0;
 
+/// Verbs whose times are shown as multiples of the first runtime's too: those that a container
+/// takes while it runs, over and over.
+const REPEATED: [&str; 3] = ["exec", "events", "update"];
+
 /// Everything.
 pub(super) fn of(report: &Value) -> String {
     let mut lines = times(report);
@@ -31,35 +35,25 @@ pub(super) fn of(report: &Value) -> String {
 /// The first runtime, and its median time for `verb` in milliseconds.
 pub(super) fn yardstick_ms<'a>(report: &'a Value, verb: &str) -> Option<(&'a str, f64)> {
     let row = array(&report["start"]).first()?;
-    let spread = match verb {
-        "run" => &row["run"],
-        verb => &array(&row["verbs"]).iter().find(|named| named[0] == verb)?[1],
+    let time = match verb {
+        "run" => median_ms(&row["run"]),
+        verb => median_of(row, verb)?,
     };
-    Some((row["runtime"].as_str()?, median_ms(spread)))
+    Some((row["runtime"].as_str()?, time))
 }
 
-/// Medians in milliseconds, a row for each runtime; `run` and `exec` as multiples of the first
-/// one's too.
+/// Medians in milliseconds, a row for each runtime; `run` and the verbs of a running container as
+/// multiples of the first one's too.
 fn times(report: &Value) -> Vec<String> {
     let rows = array(&report["start"]);
     let run = |row: &Value| median_ms(&row["run"]);
-    let exec = |row: &Value| {
-        array(&row["verbs"])
-            .iter()
-            .find(|verb| verb[0] == "exec")
-            .map(|verb| median_ms(&verb[1]))
-    };
     let run_unit = rows.first().map_or(f64::NAN, run);
-    let exec_unit = rows.first().and_then(exec).unwrap_or(f64::NAN);
+    let verbs = rows.first().map_or(&[][..], |row| array(&row["verbs"]));
     let mut head = format!("{:<10} {:>8} {:>6}", "ms", "run", "x");
-    for verb in rows
-        .first()
-        .map(|row| array(&row["verbs"]))
-        .into_iter()
-        .flatten()
-    {
-        head += &format!(" {:>8}", verb[0].as_str().unwrap_or("?"));
-        if verb[0] == "exec" {
+    for verb in verbs {
+        let verb = verb[0].as_str().unwrap_or("?");
+        head += &format!(" {verb:>8}");
+        if REPEATED.contains(&verb) {
             head += &format!(" {:>6}", "x");
         }
     }
@@ -67,10 +61,11 @@ fn times(report: &Value) -> Vec<String> {
     for row in rows {
         let name = row["runtime"].as_str().unwrap_or("?");
         let mut line = format!("{name:<10} {:>8.1} {:>6.2}", run(row), run(row) / run_unit);
-        for verb in array(&row["verbs"]) {
-            line += &format!(" {:>8.1}", median_ms(&verb[1]));
-            if verb[0] == "exec" {
-                line += &format!(" {:>6.2}", median_ms(&verb[1]) / exec_unit);
+        for (verb, unit) in array(&row["verbs"]).iter().zip(verbs) {
+            line += &format!(" {:>8}", shown(median_ms(&verb[1]), 1));
+            if REPEATED.iter().any(|repeated| verb[0] == *repeated) {
+                let ratio = median_ms(&verb[1]) / median_ms(&unit[1]);
+                line += &format!(" {:>6}", shown(ratio, 2));
             }
         }
         lines.push(line);
@@ -86,11 +81,26 @@ fn times(report: &Value) -> Vec<String> {
     if let Some(last) = rows.get(1..).and_then(<[Value]>::last) {
         lines.push(String::new());
         lines.push(bar("run", run(last) / run_unit, RUN_RATIO_MAX, "x"));
-        if let Some(exec) = exec(last) {
-            lines.push(bar("exec", exec / exec_unit, EXEC_RATIO_MAX, "x"));
+        let exec = |row: &Value| median_of(row, "exec");
+        if let (Some(exec), Some(unit)) = (exec(last), rows.first().and_then(exec)) {
+            lines.push(bar("exec", exec / unit, EXEC_RATIO_MAX, "x"));
         }
     }
     lines
+}
+
+/// A runtime's median time for `verb`.
+fn median_of(row: &Value, verb: &str) -> Option<f64> {
+    let named = array(&row["verbs"]).iter().find(|named| named[0] == verb)?;
+    Some(median_ms(&named[1]))
+}
+
+/// A figure with so many decimals, or a dash if there is none.
+fn shown(figure: f64, decimals: usize) -> String {
+    match figure.is_nan() {
+        true => "-".to_owned(),
+        false => format!("{figure:.decimals$}"),
+    }
 }
 
 /// Memory and rest of an idle sandbox.
@@ -200,28 +210,45 @@ mod tests {
         let report = json!({
             "start": [
                 {"runtime": "runc", "run": {"median": 0.1}, "verbs": [
-                    ["create", {"median": 0.05}], ["exec", {"median": 0.02}], ["kill", {"median": 0.01}]]},
+                    ["create", {"median": 0.05}], ["exec", {"median": 0.02}],
+                    ["events", {"median": 0.04}], ["kill", {"median": 0.01}]]},
+                {"runtime": "crun", "run": {"median": 0.05}, "verbs": [
+                    ["create", {"median": 0.05}], ["exec", {"median": 0.01}],
+                    ["events", null], ["kill", {"median": 0.01}]]},
                 {"runtime": "lazaret", "run": {"median": 0.25}, "verbs": [
-                    ["create", {"median": 0.2}], ["exec", {"median": 0.03}], ["kill", {"median": 0.04}]]},
+                    ["create", {"median": 0.2}], ["exec", {"median": 0.03}],
+                    ["events", {"median": 0.03}], ["kill", {"median": 0.04}]]},
             ],
             "microvm_seconds": {"median": 0.4},
         });
         let lines = times(&report);
         assert_eq!(
             words(&lines[0]),
-            ["ms", "run", "x", "create", "exec", "x", "kill"]
+            [
+                "ms", "run", "x", "create", "exec", "x", "events", "x", "kill"
+            ]
         );
         assert_eq!(
             words(&lines[1]),
-            ["runc", "100.0", "1.00", "50.0", "20.0", "1.00", "10.0"]
+            [
+                "runc", "100.0", "1.00", "50.0", "20.0", "1.00", "40.0", "1.00", "10.0"
+            ]
         );
         assert_eq!(
             words(&lines[2]),
-            ["lazaret", "250.0", "2.50", "200.0", "30.0", "1.50", "40.0"]
+            [
+                "crun", "50.0", "0.50", "50.0", "10.0", "0.50", "-", "-", "10.0"
+            ]
         );
-        assert_eq!(words(&lines[3]), ["microvm", "400.0", "4.00"]);
-        assert_eq!(lines[5], "run: 2.50 x (<= 3 x): met");
-        assert_eq!(lines[6], "exec: 1.50 x (<= 1 x): NOT met");
+        assert_eq!(
+            words(&lines[3]),
+            [
+                "lazaret", "250.0", "2.50", "200.0", "30.0", "1.50", "30.0", "0.75", "40.0"
+            ]
+        );
+        assert_eq!(words(&lines[4]), ["microvm", "400.0", "4.00"]);
+        assert_eq!(lines[6], "run: 2.50 x (<= 3 x): met");
+        assert_eq!(lines[7], "exec: 1.50 x (<= 1 x): NOT met");
     }
 
     #[test]

@@ -35,13 +35,13 @@ fn each_list_goes_to_who_runs_it() {
             Hook {
                 path: format!("/{name}"),
                 args: vec!["a".to_owned(), "b".to_owned()],
-                env: vec![pair("N", "v=w"), pair("E", "")],
+                env: Some(vec![pair("N", "v=w"), pair("E", "")]),
                 timeout_s: Some(3),
             },
             Hook {
                 path: "/second".to_owned(),
                 args: Vec::new(),
-                env: Vec::new(),
+                env: None,
                 timeout_s: None,
             },
         ]

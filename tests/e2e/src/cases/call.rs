@@ -58,7 +58,7 @@ fn install(action: &SigAction) -> Result<()> {
 
 /// The result of a call, or its error number as a negative one.
 #[allow(unsafe_code, reason = "the cases choose the call")]
-fn call_64(number: i64, [a, b, c, d, e, f]: [u64; 6]) -> i64 {
+pub(super) fn call_64(number: i64, [a, b, c, d, e, f]: [u64; 6]) -> i64 {
     // SAFETY: the cases make calls that take numbers only, or fail before they look at memory.
     match unsafe { libc::syscall(number, a, b, c, d, e, f) } {
         -1 => -i64::from(nix::errno::Errno::last_raw()),

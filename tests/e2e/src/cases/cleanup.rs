@@ -160,9 +160,5 @@ fn failed_start_of_run(test: &Test) -> Result<()> {
         .run(&bundle)?
         .output()?
         .fails(1, &["/no/such/program"])?;
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }

@@ -138,6 +138,8 @@ fn more_devices(test: &Test) -> Result<()> {
             { "path": "/dev/empty", "type": "c", "major": 1, "minor": 3, "fileMode": 0o644, "uid": 3, "gid": 4 },
             { "path": "/dev/below/zero", "type": "c", "major": 1, "minor": 5, "fileMode": 0o666 },
             { "path": "/dev/pipe", "type": "p", "major": 0, "minor": 0, "fileMode": 0o600 },
+            { "path": "/dev/disk", "type": "b", "major": 1, "minor": 5, "fileMode": 0o640 },
+            { "path": "/dev/ptmx", "type": "c", "major": 5, "minor": 2 },
         ]),
     );
     perform_in(
@@ -148,6 +150,9 @@ fn more_devices(test: &Test) -> Result<()> {
             ("read /dev/empty", json!("")),
             ("device /dev/below/zero", json!("c 1:5 666 0:0")),
             ("device /dev/pipe", json!("p 0:0 600 0:0")),
+            // No disk of this machine, and nothing behind it.
+            ("device /dev/disk", json!("b 1:5 640 0:0")),
+            ("link /dev/ptmx", json!("pts/ptmx")),
         ],
     )
 }
@@ -246,12 +251,18 @@ fn devices_in_a_user_namespace(test: &Test) -> Result<()> {
     let mappings = json!([{ "containerID": 0, "hostID": 0, "size": 1000 }]);
     bundle.set("/linux/uidMappings", mappings.clone());
     bundle.set("/linux/gidMappings", mappings);
-    let device = json!([{ "path": "/dev/nothing", "type": "c", "major": 1, "minor": 3 }]);
-    bundle.set("/linux/devices", device);
+    bundle.set(
+        "/linux/devices",
+        json!([
+            { "path": "/dev/nothing", "type": "c", "major": 1, "minor": 3 },
+            { "path": "/dev/disk", "type": "b", "major": 1, "minor": 5, "fileMode": 0o640, "uid": 10, "gid": 11 },
+        ]),
+    );
     perform_in(
         test,
         &mut bundle,
         &[
+            ("device /dev/disk", json!("b 1:5 640 10:11")),
             ("device /dev/nothing", json!("c 1:3 666 0:0")),
             ("read /dev/nothing", json!("")),
         ],

@@ -102,11 +102,7 @@ const PROBES: &[(&str, Probe)] = &[];
 /// says it in one line, and that no container came of it.
 fn refuses(test: &Test, bundle: &Bundle, words: &[&str]) -> Result<()> {
     check(test, test.runtime.create(bundle)?.output()?, words)?;
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }
 
 /// The part of [`refuses`] about the call itself.
@@ -360,11 +356,7 @@ fn pid_file_cannot_be_written(test: &Test) -> Result<()> {
         return Ok(());
     }
     check(test, output, &["/no/such/directory"])?;
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }
 
 fn console_socket_is_missing(test: &Test) -> Result<()> {
@@ -375,11 +367,7 @@ fn console_socket_is_missing(test: &Test) -> Result<()> {
         .option(&["--console-socket", "/no/such/socket"])
         .output()?;
     check(test, output, &[])?;
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }
 
 fn state_root_cannot_be_made(test: &Test) -> Result<()> {

@@ -82,6 +82,7 @@ const CASES: &[Case] = &[
         .only(LAZARET, "runc makes it an error")
         .covers(&["runtime#lifecycle-19"])
         .right("lazaret: the specification demands a warning"),
+    case!(environment_is_inherited_where_none_is_given),
     case!(slow_ones_are_killed).only(NO_CRUN, "crun words it otherwise"),
     case!(they_end_with_their_caller).only(LAZARET, "the reference runtimes leave them running"),
     case!(mistakes_are_refused).only(LAZARET, "about the wording of lazaret's errors"),
@@ -146,7 +147,8 @@ fn on_host(test: &Test, name: &str, arguments: &[&str]) -> Value {
     probe(&test.probe.to_string_lossy(), name, arguments)
 }
 
-fn probe(program: &str, name: &str, arguments: &[&str]) -> Value {
+/// A hook that runs a probe of the suite's binary `program`.
+pub(super) fn probe(program: &str, name: &str, arguments: &[&str]) -> Value {
     let args = [&["a-name", "probe", name], arguments].concat();
     json!({
         "path": program,
@@ -314,8 +316,7 @@ fn failure_before_start_leaves_nothing(test: &Test) -> Result<()> {
             output,
             &["error running hook #1:", said, "why it failed"],
         )?;
-        let state = test.runtime.verb("state", &[&bundle.id]);
-        state.output()?.code(1)?;
+        test.runtime.has_no(&bundle.id)?;
         let at = ON_THE_HOST.iter().position(|other| *other == list);
         let mut expected = ON_THE_HOST[..=at.unwrap_or(0)].to_vec();
         expected.push("poststop");
@@ -353,6 +354,40 @@ fn failure_in_the_container_stops_it(test: &Test) -> Result<()> {
     Ok(())
 }
 
+fn environment_is_inherited_where_none_is_given(test: &Test) -> Result<()> {
+    let mut bundle = test.bundle("touch", &["/work/ran"])?;
+    let log = test.directory.join("log");
+    let without = |mut hook: Value| {
+        if let Some(fields) = hook.as_object_mut() {
+            fields.remove("env");
+        }
+        hook
+    };
+    let hook = |name: &str| on_host(test, "hook", &[name, &log.to_string_lossy()]);
+    let mut empty = hook("empty");
+    empty["env"] = json!([]);
+    let inside = probe(PROBE, "hook", &["inside", "/work/log"]);
+    bundle.set("/hooks/prestart", json!([without(hook("none")), empty]));
+    bundle.set("/hooks/startContainer", json!([without(inside)]));
+    bundle.set("/process/env", json!(["INSIDE=b"]));
+    test.runtime
+        .run(&bundle)?
+        .environment("OUTSIDE", "a")
+        .succeed()?;
+    let of = |line: &Value, name: &str| line["env"][name].as_str().map(str::to_owned);
+    let host = lines(&log)?;
+    ensure!(
+        of(&host[0], "OUTSIDE").as_deref() == Some("a"),
+        "{}",
+        host[0]
+    );
+    ensure!(host[1]["env"] == json!({}), "{}", host[1]);
+    let inside = &lines(&bundle.rootfs().join("work/log"))?[0];
+    ensure!(of(inside, "INSIDE").as_deref() == Some("b"), "{inside}");
+    ensure!(of(inside, "OUTSIDE").is_none(), "{inside}");
+    Ok(())
+}
+
 /// The profile names a listener that is not there, which no rule has anything to say to.
 fn filter_kills_one_in_the_container(test: &Test) -> Result<()> {
     let mut bundle = test.idle_bundle()?;
@@ -367,10 +402,14 @@ fn filter_kills_one_in_the_container(test: &Test) -> Result<()> {
     let hook = probe(PROBE, "make-directory", &["/work/made"]);
     bundle.set("/hooks", json!({ "startContainer": [hook] }));
     let words = ["error running hook #0: signal: bad system call"];
-    test.runtime.create(&bundle)?.succeed()?;
-    check(test, test.runtime.start(&bundle.id).output()?, &words)?;
-    test.runtime.wait_for_end(&bundle.id)?;
-    test.runtime.delete(&bundle.id).succeed()?;
+    // Without privileges to gain, the filter could be left to the last moment: too late.
+    for no_new_privileges in [false, true] {
+        bundle.set("/process/noNewPrivileges", json!(no_new_privileges));
+        test.runtime.create(&bundle)?.succeed()?;
+        check(test, test.runtime.start(&bundle.id).output()?, &words)?;
+        test.runtime.wait_for_end(&bundle.id)?;
+        test.runtime.delete(&bundle.id).succeed()?;
+    }
     Ok(())
 }
 

@@ -145,7 +145,7 @@ fn delete_of_an_unknown_container(test: &Test) -> Result<()> {
     test.runtime.delete(&id).output()?.code(1)?;
     // Forced, it is safe to repeat.
     test.runtime.delete_force(&id).succeed()?;
-    test.runtime.verb("state", &[&id]).output()?.code(1)?;
+    test.runtime.has_no(&id)?;
     test.runtime.start(&id).output()?.code(1)?;
     test.runtime.kill(&id, "KILL").output()?.code(1)?;
     Ok(())

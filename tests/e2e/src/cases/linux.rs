@@ -95,11 +95,7 @@ fn namespace_of_another_type(test: &Test) -> Result<()> {
     bundle.set("/hostname", Value::Null);
     let output = test.runtime.create(&bundle)?.output()?;
     check(test, output, &[])?;
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }
 
 /// Gives the container a user namespace.
@@ -239,11 +235,7 @@ fn unified_controller_is_missing(test: &Test) -> Result<()> {
     bundle.set("/linux/resources/unified", json!({ "nonesuch.max": "1" }));
     let output = test.runtime.create(&bundle)?.output()?;
     check(test, output, &["nonesuch"])?;
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }
 
 /// The container uses more than that already.

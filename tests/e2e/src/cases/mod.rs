@@ -23,6 +23,7 @@ mod mounts;
 mod process;
 mod pty;
 mod rootfs;
+mod sandbox;
 mod scale;
 mod scheduling;
 mod seccomp;
@@ -65,6 +66,7 @@ const TOPICS: &[&Topic] = &[
     &rootfs::TOPIC,
     &differential::TOPIC,
     &joined::TOPIC,
+    &sandbox::TOPIC,
     &engines::podman::TOPIC,
     &engines::docker::TOPIC,
     &engines::images::TOPIC,

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use rustix::{
     fs::{CWD, FileType, Mode, mknodat},
-    mount::{MountFlags, mount, mount_remount},
+    mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_remount, unmount},
 };
 use serde_json::{Value, json};
 
@@ -42,6 +42,7 @@ const CASES: &[Case] = &[
         "config#linux-mount-options-57",
         "config#linux-mount-options-71",
     ]),
+    case!(flags_of_the_root).only(RUNC, "crun drops nosuid and nodev of the root"),
     case!(later_words_win)
         .only(RUNC, "crun keeps what an earlier word has set")
         .covers(&[
@@ -415,6 +416,25 @@ fn recursive_symbolic_links(test: &Test) -> Result<()> {
         ];
         show(test, rows, rbind(top))
     })
+}
+
+fn flags_of_the_root(test: &Test) -> Result<()> {
+    let bundle = test.bundle("mount-table", &["/"])?;
+    let root = bundle.rootfs();
+    mount_bind(&root, &root)?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
+    mount_remount(&root, MountFlags::BIND | flags, "")?;
+    let said = test
+        .runtime
+        .run(&bundle)
+        .and_then(|run| run.succeed()?.json());
+    unmount(&root, UnmountFlags::empty())?;
+    let said = said?;
+    let words = said[0].as_array().context("no root")?;
+    for word in ["rw", "nosuid", "nodev", "noatime"] {
+        ensure!(words.contains(&json!(word)), "{word}: {said}");
+    }
+    Ok(())
 }
 
 /// The mounts of the host have the flags; those of the container do not.

@@ -48,7 +48,7 @@ const PERSONALITY: &str = "135";
 const IOPRIO_GET: &str = "252";
 
 /// Nice value, real-time priority and policy: fields 19, 40 and 41 of `/proc/pid/stat`.
-fn scheduling(stat: &str) -> Result<[i64; 3]> {
+pub(super) fn scheduling(stat: &str) -> Result<[i64; 3]> {
     let (_, rest) = stat.rsplit_once(") ").context("no name in stat")?;
     let fields: Vec<&str> = rest.split_whitespace().collect();
     let field = |number: usize| -> Result<i64> {

@@ -86,8 +86,7 @@ fn create_needs_a_bundle(test: &Test) -> Result<()> {
     ensure!(output.status.code() == Some(1), "{}", output.status);
     let errors = String::from_utf8_lossy(&output.stderr);
     ensure!(errors.contains("config.json"), "it said {errors}");
-    test.runtime.verb("state", &[&id]).output()?.code(1)?;
-    Ok(())
+    test.runtime.has_no(&id)
 }
 
 /// The rules of `state-schema.json`, and those of the text.
@@ -208,11 +207,7 @@ fn delete_leaves_what_others_made(test: &Test) -> Result<()> {
     ] {
         ensure!(path.is_file(), "{} is gone", path.display());
     }
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }
 
 fn relative_destination(test: &Test) -> Result<()> {

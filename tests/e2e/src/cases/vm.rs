@@ -40,6 +40,7 @@ const CASES: &[Case] = &[
     case!(configuration_is_wrong).only(LAZARET, REASON),
     case!(guest_never_answers).only(LAZARET, REASON),
     case!(size_follows_the_configuration).only(LAZARET, REASON),
+    case!(cpus_follow_new_limits).only(LAZARET, REASON),
     case!(the_kernel_is_another).only(LAZARET, REASON),
     case!(idle_machine_does_nothing)
         .only(LAZARET, REASON)
@@ -111,11 +112,7 @@ fn create_with(test: &Test, bundle: &Bundle, changes: &[(&str, Value)]) -> Resul
 fn refuses_with(test: &Test, changes: &[(&str, Value)], words: &[&str]) -> Result<()> {
     let bundle = test.idle_bundle()?;
     check(test, create_with(test, &bundle, changes)?.output()?, words)?;
-    test.runtime
-        .verb("state", &[&bundle.id])
-        .output()?
-        .code(1)?;
-    Ok(())
+    test.runtime.has_no(&bundle.id)
 }
 
 fn files_are_missing(test: &Test) -> Result<()> {
@@ -291,6 +288,22 @@ fn size_follows_the_configuration(test: &Test) -> Result<()> {
     let memory = said["memory_kib"].as_u64().unwrap_or(0) / 1024;
     ensure!((150..=200).contains(&memory), "memory: {memory} MiB");
     Ok(())
+}
+
+fn cpus_follow_new_limits(test: &Test) -> Result<()> {
+    let mut bundle = test.idle_bundle()?;
+    bundle.set("/annotations", json!({ "io.lazaret.vm.vcpus": "2" }));
+    test.runtime.launch(&bundle)?;
+    for (quota, expected) in [(None, 2), (Some("100000"), 1), (Some("-1"), 2)] {
+        if let Some(quota) = quota {
+            let update = test.runtime.verb("update", &[&bundle.id]);
+            update.option(&["--cpu-quota", quota]).succeed()?;
+        }
+        let machine = test.runtime.exec_probe(&bundle.id, "machine", &[]);
+        let said = machine.succeed()?.json()?;
+        ensure!(said["processors"] == expected, "{quota:?}: {said}");
+    }
+    test.runtime.destroy(&bundle.id)
 }
 
 fn the_kernel_is_another(test: &Test) -> Result<()> {

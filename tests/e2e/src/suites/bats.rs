@@ -1,27 +1,14 @@
-//! Runs files of runc's `tests/integration` with bats, on a controlling terminal of their own.
+//! Runs files of runc's `tests/integration` with bats.
 
-use std::{
-    fs::{self, File},
-    os::fd::OwnedFd,
-    path::PathBuf,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{fs, path::PathBuf};
 
 use anyhow::{Context as _, Result};
-use rustix::{
-    fs::{Mode, OFlags},
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-};
 
 use super::{
     Setting,
-    tap::{self, Seen},
+    batch::{self, Program},
+    tap::{Order, Seen},
 };
-use crate::invocation::captured_within;
-
-/// How long a case may take on a machine that is not loaded.
-const CASE: Duration = Duration::from_secs(40);
 
 /// Letters that mean something in an extended regular expression.
 const SPECIAL: &str = r".[](){}*+?^$|\";
@@ -31,34 +18,24 @@ pub(super) fn folder(setting: &Setting) -> PathBuf {
     setting.assets.join("runc/tests/integration")
 }
 
-/// Runs a case. bats' own timeout is not used: it is a background process of the case's shell, and
+/// Runs cases. bats' own timeout is not used: it is a background process of the case's shell, and
 /// some cases `wait` for all of these.
-pub(super) fn run(setting: &Setting, file: &str, name: &str) -> Result<Seen> {
-    let (ours, theirs) = terminal()?;
-    let mut command: Command = setting.command("setsid");
-    command
-        .args(["--ctty", "--wait", "bats", "--tap", "--timing"])
-        .args(["--filter", &filter(name)])
-        .arg(format!("{file}.bats"))
-        .current_dir(folder(setting))
-        .env("RUNC", &setting.runtime)
-        .stdin(Stdio::from(theirs));
-    let (output, errors) = captured_within(command, CASE)?;
-    drop(ours);
-    Ok(tap::only(&output, false, name, &errors))
-}
-
-/// Both ends of a pty: bats runs in a session with the second, nobody reads or writes the first.
-fn terminal() -> Result<(OwnedFd, File)> {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-        .context("cannot open a pty")?;
-    grantpt(&ours)?;
-    unlockpt(&ours)?;
-    let name = ptsname(&ours, Vec::new())?;
-    let name = name.to_str().context("the pty has an odd name")?;
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let theirs = rustix::fs::open(name, flags, Mode::empty())?;
-    Ok((ours, theirs.into()))
+pub(super) fn run(
+    setting: &Setting,
+    file: &str,
+    names: &[&str],
+    each: impl FnMut(Seen),
+) -> Result<()> {
+    let program = |names: &[&str]| {
+        let file = format!("{file}.bats");
+        let words = ["bats", "--tap", "--filter", &filter(names), &file];
+        Program {
+            words: words.map(str::to_owned).to_vec(),
+            folder: folder(setting),
+            environment: vec![("RUNC", setting.runtime.clone().into())],
+        }
+    };
+    batch::run(setting, names, Order::ResultFirst, program, each)
 }
 
 /// The names of a file's cases: `@test "name" {`.
@@ -72,16 +49,21 @@ pub(super) fn list(setting: &Setting, file: &str) -> Result<Vec<String>> {
     Ok(names.collect())
 }
 
-/// An expression that matches this name and no other.
-fn filter(name: &str) -> String {
-    let mut expression = String::from("^");
-    for letter in name.chars() {
-        if SPECIAL.contains(letter) {
-            expression.push('\\');
+/// An expression that matches these names and no other.
+fn filter(names: &[&str]) -> String {
+    let mut expression = String::from("^(");
+    for (index, name) in names.iter().enumerate() {
+        if index > 0 {
+            expression.push('|');
         }
-        expression.push(letter);
+        for letter in name.chars() {
+            if SPECIAL.contains(letter) {
+                expression.push('\\');
+            }
+            expression.push(letter);
+        }
     }
-    expression + "$"
+    expression + ")$"
 }
 
 #[cfg(test)]
@@ -90,6 +72,7 @@ mod tests {
 
     #[test]
     fn a_filter_takes_names_literally() {
-        assert_eq!(filter("runc run [a.b] (c)"), r"^runc run \[a\.b\] \(c\)$");
+        let names = ["runc run [a.b] (c)", "d"];
+        assert_eq!(filter(&names), r"^(runc run \[a\.b\] \(c\)|d)$");
     }
 }

@@ -110,6 +110,24 @@ impl Expectations {
     }
 }
 
+/// The names of cases by their files, in the order of the list.
+///
+/// # Errors
+/// If a case is not `file::name`.
+pub(super) fn by_file<'a>(
+    cases: impl Iterator<Item = &'a String>,
+) -> Result<Vec<(&'a str, Vec<&'a str>)>> {
+    let mut files: Vec<(&str, Vec<&str>)> = Vec::new();
+    for case in cases {
+        let (file, name) = case.split_once("::").context("a case without a file")?;
+        match files.last_mut() {
+            Some((last, names)) if *last == file => names.push(name),
+            _ => files.push((file, vec![name])),
+        }
+    }
+    Ok(files)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -126,6 +144,14 @@ mod tests {
             let expectations = Expectations::read(suite).unwrap();
             assert!(!expectations.cases.is_empty());
         }
+    }
+
+    #[test]
+    fn cases_of_a_file_are_together() {
+        let cases = ["a::x", "a::y::z", "b::x"].map(str::to_owned);
+        let files = by_file(cases.iter()).unwrap();
+        assert_eq!(files, [("a", vec!["x", "y::z"]), ("b", vec!["x"])]);
+        assert!(by_file([String::from("a")].iter()).is_err());
     }
 
     #[test]

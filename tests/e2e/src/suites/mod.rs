@@ -6,6 +6,7 @@
 //! runtime, apart from the one list of exceptions. It must know nothing of the runtime under test
 //! but the path of its program.
 
+mod batch;
 mod bats;
 mod lists;
 mod python;
@@ -20,7 +21,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use clap::Parser;
 use nix::sched::CloneFlags;
 use rustix::{
@@ -29,15 +30,18 @@ use rustix::{
 };
 
 use self::{
-    lists::{Exception, Expectations},
+    lists::{Cause, Exception, Expectations},
     tap::{Outcome, Seen},
     verdict::{Verdict, Word},
 };
-use crate::{leaks, patience, suite::Shard};
+use crate::{patience, suite::Shard};
 
 /// A control group beside the containers', as every host with an init system has one: runc's suite
 /// looks into any to learn whether there is a freezer.
 const CONTROL_GROUP: &str = "/sys/fs/cgroup/lazaret-suites";
+
+/// Where the cases find programs: those of the packages and no others of the same name.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// Size of the disk that the machine is given: runc's suite passes the first one to a container.
 const DISK_BYTES: u64 = 1 << 20;
@@ -59,16 +63,20 @@ struct Options {
     /// Only cases whose `file::name` contains this; may be repeated.
     #[arg(long = "filter")]
     filters: Vec<String>,
-    /// Run only every N-th case, from the K-th on.
+    /// Run only the K-th of N parts of the files.
     #[arg(long, value_name = "K/N", default_value = "1/1")]
     shard: Shard,
     /// Multiply every deadline by this, on a machine that is slow or busy.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=100))]
     patience: u32,
+    /// Run the cases that cannot hold as well, which must fail.
+    #[arg(long)]
+    impossible: bool,
     /// Run every case of the suite and write the names of those that pass into this directory.
     #[arg(long, value_name = "DIR", conflicts_with = "filters")]
     record: Option<PathBuf>,
-    /// Print everything that the failed cases said, not only the end of it.
+    /// Print everything that the failed cases said, not only the end of it, and what the excepted ones
+    /// said.
     #[arg(long)]
     verbose: bool,
     /// Directory on which a tmpfs for the cases is mounted.
@@ -125,14 +133,18 @@ impl Suite {
         }
     }
 
-    /// Runs a case, and ends everything that it left running.
-    fn run(self, setting: &Setting, file: &str, name: &str) -> Result<Seen> {
-        let seen = match self {
-            Self::Runc => bats::run(setting, file, name),
-            Self::Crun => python::run(setting, file, name),
-        };
-        leaks::end_descendants()?;
-        seen
+    /// Runs cases of a file, and ends everything that they left running.
+    fn run(
+        self,
+        setting: &Setting,
+        file: &str,
+        names: &[&str],
+        each: impl FnMut(Seen),
+    ) -> Result<()> {
+        match self {
+            Self::Runc => bats::run(setting, file, names, each),
+            Self::Crun => python::run(setting, file, names, each),
+        }
     }
 }
 
@@ -150,12 +162,12 @@ impl Setting {
     /// A command with the environment that all cases share.
     pub(crate) fn command(&self, program: &str) -> Command {
         let mut command = Command::new(program);
-        let kept = ["PATH", "LAZARET_CONFIG"]
-            .iter()
-            .filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let name = "LAZARET_CONFIG";
+        let kept = std::env::var_os(name).map(|value| (name, value));
         command
             .env_clear()
             .envs(kept)
+            .env("PATH", PATH)
             .env("HOME", "/root")
             .env("TERM", "xterm")
             .env("TMPDIR", &self.scratch);
@@ -247,17 +259,29 @@ impl Options {
             Some(_) => &expectations.exceptions,
             None => &[],
         };
-        let chosen = |case: &&String| {
-            self.filters.is_empty() || self.filters.iter().any(|filter| case.contains(filter))
-        };
-        let mut verdicts = Vec::new();
-        for case in self.shard.part(expectations.cases.iter().filter(chosen)) {
-            let (file, name) = case.split_once("::").context("a case without a file")?;
-            let seen = suite.run(setting, file, name)?;
+        let is_possible = |case: &String| {
             let exception = exceptions.iter().find(|exception| exception.case == *case);
-            let verdict = Verdict::new(suite, case.clone(), seen, exception);
-            println!("{verdict}");
-            verdicts.push(verdict);
+            exception.is_none_or(|exception| exception.cause != Cause::Never)
+        };
+        let chosen = |case: &&String| {
+            (self.impossible || is_possible(case))
+                && (self.filters.is_empty()
+                    || self.filters.iter().any(|filter| case.contains(filter)))
+        };
+        let files = lists::by_file(expectations.cases.iter().filter(chosen))?;
+        let mut verdicts = Vec::new();
+        for (file, names) in self.shard.balanced(files) {
+            let known = suite.list(setting, file)?;
+            if let Some(unknown) = names.iter().find(|name| !known.iter().any(|k| k == *name)) {
+                bail!("{}'s suite has no case {file}::{unknown}", suite.name());
+            }
+            suite.run(setting, file, &names, |seen| {
+                let case = format!("{file}::{}", seen.name);
+                let exception = exceptions.iter().find(|exception| exception.case == case);
+                let verdict = Verdict::new(suite, case, seen, exception);
+                println!("{verdict}");
+                verdicts.push(verdict);
+            })?;
         }
         Ok(verdicts)
     }
@@ -265,7 +289,10 @@ impl Options {
     fn report(&self, verdicts: &[Verdict], elapsed: Duration) -> ExitCode {
         println!("\nin {:.0} s", elapsed.as_secs_f64());
         let of = |word| verdicts.iter().filter(move |verdict| verdict.word == word);
-        for verdict in of(Word::Failed) {
+        let excepted = verdicts.iter().filter(|verdict| {
+            self.verbose && matches!(verdict.word, Word::Excepted | Word::Pending)
+        });
+        for verdict in of(Word::Failed).chain(excepted) {
             println!("{}", verdict.explained(self.verbose));
         }
         let failed = of(Word::Failed).count();
@@ -296,18 +323,19 @@ fn find(name: &str) -> Result<PathBuf> {
 fn record(suite: Suite, setting: &Setting, directory: &Path) -> Result<()> {
     let mut text = String::new();
     for file in suite.files(setting)? {
-        for name in suite.list(setting, &file)? {
-            let seen = suite.run(setting, &file, &name)?;
+        let names = suite.list(setting, &file)?;
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        suite.run(setting, &file, &names, |seen| {
             let reason = match &seen.outcome {
                 Outcome::Passed => {
-                    writeln!(text, "{file}::{name}")?;
-                    continue;
+                    writeln!(text, "{file}::{}", seen.name).ok();
+                    return;
                 }
                 Outcome::Skipped(reason) => format!("skipped: {reason}"),
                 Outcome::Failed => format!("failed:\n{}", seen.said),
             };
-            println!("{} {file}::{name}: {reason}", suite.name());
-        }
+            println!("{} {file}::{}: {reason}", suite.name(), seen.name);
+        })?;
     }
     let path = directory.join(format!("{}.cases", suite.name()));
     fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))

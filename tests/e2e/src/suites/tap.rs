@@ -1,6 +1,6 @@
 //! Reads the Test Anything Protocol (`testanything.org`) as bats and crun's suite write it.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How a case ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,59 +20,125 @@ pub(crate) struct Seen {
     pub(crate) name: String,
     /// How it ended.
     pub(crate) outcome: Outcome,
-    /// How long it took, if that was said.
-    pub(crate) took: Option<Duration>,
+    /// How long it took.
+    pub(crate) took: Duration,
     /// What it said, comment signs removed.
     pub(crate) said: String,
 }
 
-/// Reads the results out of `text`; bats says a case's comments after its result, `comments_first`
-/// is for those that say them before.
-fn parse(text: &str, comments_first: bool) -> Vec<Seen> {
-    let mut found: Vec<Seen> = Vec::new();
-    let mut before = String::new();
-    for line in text.lines() {
-        if let Some(mut seen) = result(line) {
-            if comments_first {
-                seen.said = std::mem::take(&mut before);
+impl Seen {
+    /// A case that was to run and of which there is no result.
+    pub(crate) fn lost(name: &str, said: String) -> Self {
+        Self {
+            name: name.to_owned(),
+            outcome: Outcome::Failed,
+            took: Duration::ZERO,
+            said,
+        }
+    }
+}
+
+/// Where what a case says stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// After its result, as comments.
+    ResultFirst,
+    /// Before it.
+    ResultLast,
+}
+
+/// Reads results as they come.
+pub(crate) struct Report {
+    order: Order,
+    /// The start of a line whose end has not come.
+    line: Vec<u8>,
+    seen: Vec<Seen>,
+    /// What was said and belongs to none of these.
+    rest: String,
+    /// When the latest result came.
+    since: Instant,
+}
+
+impl Report {
+    /// Nothing has come.
+    pub(crate) fn new(order: Order) -> Self {
+        Self {
+            order,
+            line: Vec::new(),
+            seen: Vec::new(),
+            rest: String::new(),
+            since: Instant::now(),
+        }
+    }
+
+    /// Takes more of the text. Whether there was a result in it.
+    pub(crate) fn add(&mut self, bytes: &[u8]) -> bool {
+        let before = self.seen.len();
+        for &byte in bytes {
+            if byte == b'\n' {
+                let line = std::mem::take(&mut self.line);
+                self.add_line(String::from_utf8_lossy(&line).trim_end_matches('\r'));
+            } else {
+                self.line.push(byte);
             }
-            found.push(seen);
-            continue;
+        }
+        self.seen.len() > before
+    }
+
+    fn add_line(&mut self, line: &str) {
+        if let Some((before, mut seen)) = self.result(line) {
+            self.rest.push_str(before);
+            seen.took = self.since.elapsed();
+            self.since = Instant::now();
+            if self.order == Order::ResultLast {
+                seen.said = std::mem::take(&mut self.rest);
+            }
+            self.seen.push(seen);
+            return;
         }
         let comment = line
             .strip_prefix('#')
             .map_or(line, |rest| rest.strip_prefix(' ').unwrap_or(rest));
-        let said = match found.last_mut() {
-            Some(last) if !comments_first => &mut last.said,
-            _ => &mut before,
+        let said = match self.seen.last_mut() {
+            Some(last) if self.order == Order::ResultFirst => &mut last.said,
+            _ => &mut self.rest,
         };
         said.push_str(comment);
         said.push('\n');
     }
-    // What follows the last result belongs to it.
-    if comments_first && let Some(last) = found.last_mut() {
-        last.said.push_str(&before);
+
+    /// The result in a line and what stands before it: what is said before a result may lack the end
+    /// of its last line.
+    fn result<'a>(&self, line: &'a str) -> Option<(&'a str, Seen)> {
+        let starts = line.rmatch_indices("ok ").map(|(at, _)| at);
+        let starts = starts.filter(|_| self.order == Order::ResultLast);
+        starts.chain([0]).find_map(|at| {
+            let at = line[..at].strip_suffix("not ").map_or(at, str::len);
+            Some((&line[..at], result(&line[at..])?))
+        })
     }
-    found
+
+    /// Takes the cases of which nothing more is to come.
+    pub(crate) fn take(&mut self) -> Vec<Seen> {
+        match self.order {
+            Order::ResultLast => std::mem::take(&mut self.seen),
+            Order::ResultFirst => self
+                .seen
+                .drain(..self.seen.len().saturating_sub(1))
+                .collect(),
+        }
+    }
+
+    /// Nothing more comes: all cases that are left, and what belongs to none.
+    pub(crate) fn end(mut self) -> (Vec<Seen>, String) {
+        if !self.line.is_empty() {
+            self.add(b"\n");
+        }
+        (self.seen, self.rest)
+    }
 }
 
-/// The result of the one case that was to run, from both outputs; without one it has failed, and
-/// the outputs are all it said.
-pub(crate) fn only(output: &str, comments_first: bool, name: &str, errors: &str) -> Seen {
-    let found = parse(output, comments_first)
-        .into_iter()
-        .find(|seen| seen.name == name);
-    let mut seen = found.unwrap_or_else(|| Seen {
-        name: name.to_owned(),
-        outcome: Outcome::Failed,
-        took: None,
-        said: output.to_owned(),
-    });
-    seen.said.push_str(errors);
-    seen
-}
-
-/// `[not ]ok NUMBER [- ]NAME[ in MSms][ # DIRECTIVE]`.
+/// `[not ]ok NUMBER [- ]NAME[ # DIRECTIVE]`.
 fn result(line: &str) -> Option<Seen> {
     let (failed, rest) = match line.strip_prefix("not ok ") {
         Some(rest) => (true, rest),
@@ -84,14 +150,6 @@ fn result(line: &str) -> Option<Seen> {
     let (rest, directive) = match rest.rsplit_once(" #") {
         Some((rest, directive)) if is_directive(directive) => (rest, directive.trim()),
         _ => (rest, ""),
-    };
-    let timed = rest.rsplit_once(" in ").and_then(|(name, time)| {
-        let milliseconds = time.strip_suffix("ms")?.parse().ok()?;
-        Some((name, Duration::from_millis(milliseconds)))
-    });
-    let (name, took) = match timed {
-        Some((name, took)) => (name, Some(took)),
-        None => (rest, None),
     };
     let outcome = match directive.get(..4) {
         _ if failed => Outcome::Failed,
@@ -106,9 +164,9 @@ fn result(line: &str) -> Option<Seen> {
         String::new()
     };
     Some(Seen {
-        name: name.to_owned(),
+        name: rest.to_owned(),
         outcome,
-        took,
+        took: Duration::ZERO,
         said,
     })
 }
@@ -122,15 +180,21 @@ fn is_directive(text: &str) -> bool {
 mod tests {
     use super::*;
 
+    fn read(text: &str, order: Order) -> (Vec<Seen>, String) {
+        let mut report = Report::new(order);
+        report.add(text.as_bytes());
+        report.end()
+    }
+
     #[test]
     fn what_bats_writes_is_read() {
-        let text = "1..4\nok 1 runc run [a # b] in 12ms\nnot ok 2 in b in 1500ms # timeout after 1s\n\
-             # (in test file)\n#   `false' failed\nok 3 c in 3ms # skip test requires criu\nok 4 d\n";
-        let seen = parse(text, false);
+        let text = "1..4\r\nok 1 runc run [a # b]\r\nnot ok 2 in b # timeout after 1s\r\n\
+             # (in test file)\n#   `false' failed\nok 3 c # skip test requires criu\nok 4 d";
+        let (seen, rest) = read(text, Order::ResultFirst);
         let names: Vec<&str> = seen.iter().map(|seen| seen.name.as_str()).collect();
+        // The last line has no end, and counts.
         assert_eq!(names, ["runc run [a # b]", "in b", "c", "d"]);
         assert_eq!(seen[0].outcome, Outcome::Passed);
-        assert_eq!(seen[0].took, Some(Duration::from_millis(12)));
         assert_eq!(seen[1].outcome, Outcome::Failed);
         assert_eq!(
             seen[1].said,
@@ -138,32 +202,41 @@ mod tests {
         );
         let skipped = Outcome::Skipped("test requires criu".to_owned());
         assert_eq!(seen[2].outcome, skipped);
-        assert_eq!(seen[3].took, None);
+        assert_eq!(rest, "1..4\n");
     }
 
     #[test]
     fn what_crun_writes_is_read() {
-        let text = "1..2\nwrong owner\nnot ok 1 - mount-ro\nok 2 - sd-notify #SKIP\n";
-        let seen = parse(text, true);
+        let text = "1..2\nwrong ownernot ok 1 - mount-ro\nok 2 - sd-notify #SKIP\nbye\n";
+        let (seen, rest) = read(text, Order::ResultLast);
         assert_eq!(seen[0].name, "mount-ro");
-        assert_eq!(seen[0].said, "1..2\nwrong owner\n");
+        assert_eq!(seen[0].said, "1..2\nwrong owner");
+        assert_eq!(seen[0].outcome, Outcome::Failed);
         assert_eq!(seen[1].outcome, Outcome::Skipped(String::new()));
+        assert_eq!(rest, "bye\n");
     }
 
     #[test]
-    fn a_case_without_a_result_has_failed() {
-        let seen = only("1..1\nok 1 other\n", false, "a", "killed\n");
-        assert_eq!(seen.outcome, Outcome::Failed);
-        assert_eq!(seen.said, "1..1\nok 1 other\nkilled\n");
-        let seen = only("ok 1 a\n", false, "a", "a warning\n");
-        assert_eq!(seen.outcome, Outcome::Passed);
-        assert_eq!(seen.said, "a warning\n");
+    fn a_case_is_taken_when_all_of_it_has_come() {
+        let mut report = Report::new(Order::ResultFirst);
+        assert!(!report.add(b"1..2\nnot ok 1 "));
+        assert!(report.add(b"a\n# why"));
+        assert_eq!(report.take(), []);
+        assert!(report.add(b" not\nok 2 b\n"));
+        let taken = report.take();
+        assert_eq!(taken.len(), 1);
+        assert_eq!(taken[0].said, "why not\n");
+        assert_eq!(report.end().0[0].name, "b");
+
+        let mut report = Report::new(Order::ResultLast);
+        report.add(b"ok 1 - a\n");
+        assert_eq!(report.take().len(), 1);
     }
 
     #[test]
     fn other_lines_are_no_results() {
         for line in ["okay 1 x", "ok x y", "not ok", "# ok 1 x", ""] {
-            assert_eq!(parse(line, false), [], "{line}");
+            assert_eq!(read(line, Order::ResultFirst).0, [], "{line}");
         }
     }
 }

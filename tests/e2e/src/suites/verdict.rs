@@ -31,7 +31,7 @@ pub(super) struct Verdict {
     pub(super) word: Word,
     suite: Suite,
     case: String,
-    took: Option<Duration>,
+    took: Duration,
     reason: String,
     said: String,
 }
@@ -105,9 +105,7 @@ impl fmt::Display for Verdict {
             Word::Pending => "pending",
         };
         write!(formatter, "{word:<8}{:<6}{}", self.suite.name(), self.case)?;
-        if let Some(took) = self.took {
-            write!(formatter, "  {:.1} s", took.as_secs_f64())?;
-        }
+        write!(formatter, "  {:.1} s", self.took.as_secs_f64())?;
         if !self.reason.is_empty() {
             write!(formatter, "  {}", self.reason)?;
         }
@@ -123,7 +121,7 @@ mod tests {
         let seen = Seen {
             name: "b".to_owned(),
             outcome,
-            took: None,
+            took: Duration::ZERO,
             said: String::new(),
         };
         let exception = cause.map(|cause| Exception {

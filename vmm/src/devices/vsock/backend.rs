@@ -32,6 +32,17 @@ enum Slot {
     Link(Link),
 }
 
+/// Whether the listener is watched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Listening {
+    /// It is.
+    Yes,
+    /// Not while there is no room for a client.
+    Full,
+    /// Not for a while: the kernel could not hand over a client, or is not asked to yet.
+    Later,
+}
+
 /// All sockets and connections of a device.
 #[derive(Debug)]
 pub(super) struct Backend {
@@ -48,8 +59,7 @@ pub(super) struct Backend {
     ready: VecDeque<usize>,
     /// Resets for packets that belong to no connection.
     resets: VecDeque<Header>,
-    /// Whether the listener is watched. It is not while no further client can be taken in.
-    listening: bool,
+    listening: Listening,
 }
 
 impl Backend {
@@ -76,7 +86,7 @@ impl Backend {
             next_host_port,
             ready: VecDeque::new(),
             resets: VecDeque::new(),
-            listening: false,
+            listening: Listening::Later,
         };
         backend.listen()?;
         Ok(backend)
@@ -92,22 +102,38 @@ impl Backend {
         self.next_host_port
     }
 
-    /// Takes clients in again, if it had stopped.
+    /// Takes clients in again, if it had stopped and there is room.
     ///
     /// # Errors
     /// When the kernel is out of memory or of watches.
     pub(super) fn listen(&mut self) -> io::Result<()> {
-        if !self.listening && self.has_room() {
+        if self.listening != Listening::Yes && self.has_room() {
             let fd = self.endpoints.listener.as_raw_fd();
             self.poller.watch(fd, EventSet::IN, Token::Listener)?;
-            self.listening = true;
+            self.listening = Listening::Yes;
         }
         Ok(())
     }
 
-    fn stop_listening(&mut self) {
+    /// Takes clients in again, if it had stopped for want of room.
+    ///
+    /// # Errors
+    /// As [`listen`](Self::listen).
+    pub(super) fn use_room(&mut self) -> io::Result<()> {
+        match self.listening {
+            Listening::Full => self.listen(),
+            Listening::Yes | Listening::Later => Ok(()),
+        }
+    }
+
+    /// Whether [`listen`](Self::listen) is to be called after a while, as no event will ask for it.
+    pub(super) fn listens_later(&self) -> bool {
+        self.listening == Listening::Later
+    }
+
+    fn stop_listening(&mut self, until: Listening) {
         self.poller.unwatch(self.endpoints.listener.as_raw_fd());
-        self.listening = false;
+        self.listening = until;
     }
 
     fn has_room(&self) -> bool {
@@ -117,15 +143,15 @@ impl Backend {
     /// Takes one client in: the listener reports the next one by itself.
     pub(super) fn accept(&mut self) {
         if !self.has_room() {
-            return self.stop_listening();
+            return self.stop_listening(Listening::Full);
         }
         match rustix::net::accept_with(&self.endpoints.listener, SocketFlags::CLOEXEC) {
             Ok(client) => self.admit(client),
             Err(
                 rustix::io::Errno::AGAIN | rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED,
             ) => {}
-            // Out of descriptors or memory: tried again with the next event of another kind.
-            Err(_) => self.stop_listening(),
+            // Out of descriptors or memory, of which nobody tells when there are some again.
+            Err(_) => self.stop_listening(Listening::Later),
         }
     }
 

@@ -46,6 +46,8 @@ mod worker;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 pub use device::Vsock;
 
 /// Context id of the host (virtio 1.3 §5.10.4).
@@ -96,6 +98,10 @@ const RESETS_MAX: usize = 128;
 
 /// Most packets taken from the tx queue before everything else gets its turn.
 const TX_BUDGET: usize = 256;
+
+/// How long clients wait in the listener's backlog after the kernel had no descriptor or memory for
+/// one, if nothing else happens: no event tells that it has.
+const LISTEN_AGAIN_AFTER: Duration = Duration::from_millis(100);
 
 /// Most turns of connections on the rx queue before everything else gets its turn.
 const RX_BUDGET: usize = 64;

@@ -1,7 +1,7 @@
 //! What a device waits on: one epoll instance for the stop signal, the driver's notifications, the
 //! listener and all sockets. Used by the backend and the worker; knows no connections.
 
-use std::{io, os::fd::RawFd};
+use std::{io, os::fd::RawFd, time::Duration};
 
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
@@ -85,12 +85,19 @@ impl Poller {
             .ctl(ControlOperation::Delete, fd, EpollEvent::default());
     }
 
-    /// Waits for events, or only looks for some. Returns how many came.
+    /// Waits for events, for ever or at most for `time`, which may be nothing. Returns how many
+    /// came.
     ///
     /// # Errors
     /// Never, as the epoll instance is ours; passed on all the same.
-    pub(super) fn wait(&self, events: &mut [EpollEvent], block: bool) -> io::Result<usize> {
-        let timeout_ms = if block { -1 } else { 0 };
+    pub(super) fn wait(
+        &self,
+        events: &mut [EpollEvent],
+        time: Option<Duration>,
+    ) -> io::Result<usize> {
+        let timeout_ms = time.map_or(-1, |time| {
+            i32::try_from(time.as_millis()).unwrap_or(i32::MAX)
+        });
         match self.0.wait(timeout_ms, events) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
             result => result,

@@ -2,7 +2,7 @@
 //! tx queue, puts packets into the rx queue, and raises one interrupt for all that one wake-up did.
 //! Started by the device; what packets mean is the backend's.
 
-use std::{io, os::fd::AsRawFd, sync::Arc};
+use std::{io, os::fd::AsRawFd, sync::Arc, time::Duration};
 
 use vm_memory::{Bytes, GuestMemoryMmap};
 use vmm_sys_util::{
@@ -11,7 +11,7 @@ use vmm_sys_util::{
 };
 
 use super::{
-    EVENT_QUEUE, RX_BUDGET, RX_QUEUE, TURN_BUFFERS_MAX, TX_BUDGET, TX_QUEUE,
+    EVENT_QUEUE, LISTEN_AGAIN_AFTER, RX_BUDGET, RX_QUEUE, TURN_BUFFERS_MAX, TX_BUDGET, TX_QUEUE,
     backend::Backend,
     device::Counters,
     packet::{self, ChainError, HEADER_BYTES, Header, RxBuffers, op},
@@ -122,10 +122,14 @@ impl VsockWorker {
         // Whatever came before this run gets its turn without an event.
         let mut more = true;
         loop {
+            let time = match more {
+                true => Some(Duration::ZERO),
+                false => self.backend.listens_later().then_some(LISTEN_AGAIN_AFTER),
+            };
             let count = self
                 .backend
                 .poller()
-                .wait(&mut events, !more)
+                .wait(&mut events, time)
                 .map_err(ServeError::Wait)?;
             self.counters.woken_up();
             let (mut client, mut stopped) = (false, false);
@@ -149,6 +153,8 @@ impl VsockWorker {
                 self.backend.listen().map_err(ServeError::Wait)?;
             }
             more = self.round(memory, &mut scratch)?;
+            // The guest's packets may have ended connections, which is no event.
+            self.backend.use_room().map_err(ServeError::Wait)?;
         }
     }
 

@@ -1,18 +1,30 @@
 //! Documents: which edits there are, and what values they take. An edit is about one thing that a
 //! container's author decides; each is there or not, whatever the others are.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use anyhow::{Context as _, Result};
 use proptest::{
     collection::vec,
     option::weighted,
     prelude::{BoxedStrategy, Just, Strategy, any as arbitrary},
+    prop_oneof,
     sample::{select, subsequence},
 };
 use serde_json::{Value, json};
 
 use crate::bundle::Bundle;
+
+pub(super) mod hooks;
+mod limits;
+mod newer;
+mod seccomp;
+
+/// The mask of a process's new files.
+pub(super) const UMASK: &str = "/process/user/umask";
+
+/// Processes that are started in a container.
+const PROCESSES: usize = 3;
 
 /// A change at one place of `config.json`.
 #[derive(Debug, Clone)]
@@ -25,6 +37,24 @@ enum Edit {
     ShareNamespace(&'static str),
     /// A mount of the directory `source` of the bundle, which is made with a file in it.
     Bind(&'static str, Vec<&'static str>),
+    /// Hooks of these lists note in files of the bundle that they ran and with what.
+    Hooks(Vec<&'static str>),
+    /// A hook of this list fails.
+    FailingHook(&'static str),
+    /// Fields that the reference runtime is too old for. It gets none of them, and what it shows at
+    /// a place changes as they demand.
+    Newer(Vec<Edit>, Vec<Shown>),
+}
+
+/// What a field changes in a report.
+#[derive(Debug, Clone)]
+struct Shown {
+    /// Where, as a JSON pointer.
+    place: &'static str,
+    /// What is there without it, if that is certain.
+    without: Option<Value>,
+    /// What is there with it.
+    with: Value,
 }
 
 /// A bundle's configuration, as the edits that make it.
@@ -33,15 +63,21 @@ pub(super) struct Document(Vec<Option<Vec<Edit>>>);
 
 impl fmt::Display for Document {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for edit in self.edits() {
-            match edit {
-                Edit::Set(pointer, value) => write!(formatter, "\n  {pointer} = {value}")?,
-                Edit::Append(pointer, value) => write!(formatter, "\n  {pointer} += {value}")?,
-                Edit::ShareNamespace(kind) => write!(formatter, "\n  no {kind} namespace")?,
-                Edit::Bind(target, options) => write!(formatter, "\n  bind {target} {options:?}")?,
-            }
+        self.edits().try_for_each(|edit| edit.fmt(formatter))
+    }
+}
+
+impl fmt::Display for Edit {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Set(pointer, value) => write!(formatter, "\n  {pointer} = {value}"),
+            Self::Append(pointer, value) => write!(formatter, "\n  {pointer} += {value}"),
+            Self::ShareNamespace(kind) => write!(formatter, "\n  no {kind} namespace"),
+            Self::Bind(target, options) => write!(formatter, "\n  bind {target} {options:?}"),
+            Self::Hooks(lists) => write!(formatter, "\n  hooks {lists:?}"),
+            Self::FailingHook(list) => write!(formatter, "\n  failing hook {list}"),
+            Self::Newer(edits, _) => edits.iter().try_for_each(|edit| edit.fmt(formatter)),
         }
-        Ok(())
     }
 }
 
@@ -50,22 +86,63 @@ impl Document {
         self.0.iter().flatten().flatten()
     }
 
-    /// Makes the edits.
-    pub(super) fn apply(&self, bundle: &mut Bundle) -> Result<()> {
+    /// Makes the edits; the newer ones only if the runtime knows them. `probe` is the suite's binary.
+    pub(super) fn apply(&self, bundle: &mut Bundle, probe: &Path, newer: bool) -> Result<()> {
+        self.edits()
+            .try_for_each(|edit| edit.apply(bundle, probe, newer))
+    }
+
+    /// Puts into a report what the newer edits demand.
+    pub(super) fn show_newer(&self, report: &mut Value) {
         for edit in self.edits() {
-            match edit {
-                Edit::Set(pointer, value) => bundle.set(pointer, value.clone()),
-                Edit::Append(pointer, value) => append(bundle, pointer, value)?,
-                Edit::ShareNamespace(kind) => {
-                    let namespaces = bundle.config["linux"]["namespaces"].as_array_mut();
-                    let namespaces = namespaces.context("a bundle has namespaces")?;
-                    namespaces.retain(|namespace| namespace["type"] != *kind);
+            let Edit::Newer(_, shown) = edit else {
+                continue;
+            };
+            for Shown {
+                place,
+                without,
+                with,
+            } in shown
+            {
+                if let Some(found) = report.pointer_mut(place)
+                    && without.as_ref().is_none_or(|without| without == found)
+                {
+                    *found = with.clone();
                 }
-                Edit::Bind(target, options) => {
-                    let source = bundle.directory.join("source");
-                    std::fs::create_dir_all(&source)?;
-                    std::fs::write(source.join("file"), "content\n")?;
-                    bundle.bind(target, &source, options);
+            }
+        }
+    }
+}
+
+impl Edit {
+    fn apply(&self, bundle: &mut Bundle, probe: &Path, newer: bool) -> Result<()> {
+        match self {
+            Self::Set(pointer, value) => bundle.set(pointer, value.clone()),
+            Self::Append(pointer, value) => append(bundle, pointer, value)?,
+            Self::ShareNamespace(kind) => {
+                let namespaces = bundle.config["linux"]["namespaces"].as_array_mut();
+                let namespaces = namespaces.context("a bundle has namespaces")?;
+                namespaces.retain(|namespace| namespace["type"] != *kind);
+            }
+            Self::Bind(target, options) => {
+                let source = bundle.directory.join("source");
+                std::fs::create_dir_all(&source)?;
+                std::fs::write(source.join("file"), "content\n")?;
+                bundle.bind(target, &source, options);
+            }
+            Self::Hooks(lists) => {
+                for list in lists {
+                    let hook = hooks::noting(list, bundle, probe);
+                    append(bundle, &format!("/hooks/{list}"), &hook)?;
+                }
+            }
+            Self::FailingHook(list) => {
+                let hook = hooks::failing(list, probe);
+                append(bundle, &format!("/hooks/{list}"), &hook)?;
+            }
+            Self::Newer(edits, _) => {
+                for edit in edits.iter().filter(|_| newer) {
+                    edit.apply(bundle, probe, newer)?;
                 }
             }
         }
@@ -84,14 +161,55 @@ fn append(bundle: &mut Bundle, pointer: &str, value: &Value) -> Result<()> {
     Ok(())
 }
 
-/// Any document.
-pub(super) fn any() -> impl Strategy<Value = Document> {
+/// A document, and those of processes that are started in its container.
+#[derive(Debug, Clone)]
+pub(super) struct Documents {
+    /// The container.
+    pub(super) container: Document,
+    /// `exec --process`, one after the other.
+    pub(super) processes: Vec<Document>,
+}
+
+impl fmt::Display for Documents {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.container.fmt(formatter)?;
+        self.processes
+            .iter()
+            .try_for_each(|process| write!(formatter, "\n exec:{process}"))
+    }
+}
+
+/// Any documents: a container, and three processes in it.
+pub(super) fn any() -> impl Strategy<Value = Documents> {
+    let edits = process().into_iter().map(|edit| weighted(0.3, edit));
+    let edits: Vec<_> = edits.collect();
+    let processes = vec(edits.prop_map(Document), PROCESSES);
+    (container(), processes).prop_map(|(container, processes)| Documents {
+        container,
+        processes,
+    })
+}
+
+/// Any document of a container.
+fn container() -> impl Strategy<Value = Document> {
+    let host_name = set("/hostname", "[a-z][a-z0-9-]{0,40}".prop_map(Value::from));
     let edits = process()
         .into_iter()
+        .chain(init())
+        .chain([host_name])
         .chain(file_systems())
         .chain(isolation())
-        .chain(limits());
-    let edits: Vec<_> = edits.map(|edit| weighted(0.3, edit)).collect();
+        .chain(limits::any());
+    let often = edits.map(|edit| weighted(0.3, edit));
+    // Each hook is a process, and most that fail end the container before it shows anything.
+    let seldom = [
+        (0.25, hooks::any_lists()),
+        (0.02, hooks::any_failing()),
+        (0.35, seccomp::any()),
+    ];
+    let seldom = seldom.map(|(probability, edit)| weighted(probability, edit));
+    let newer = newer::any().into_iter().map(|edit| weighted(0.15, edit));
+    let edits: Vec<_> = often.chain(seldom).chain(newer).collect();
     edits.prop_map(Document)
 }
 
@@ -127,23 +245,28 @@ fn process() -> Vec<Edits> {
     let names = "[A-Z_][A-Z0-9_]{0,8}=[ -~äß]{0,20}";
     vec![
         set("/process/user", user),
-        set("/process/user/umask", (0..0o1000_u32).prop_map(Value::from)),
         set("/process/capabilities", capabilities()),
         set(
             "/process/noNewPrivileges",
             arbitrary::<bool>().prop_map(Value::from),
         ),
         set("/process/rlimits", resource_limits()),
-        set(
-            "/process/oomScoreAdj",
-            (-1000..=1000_i32).prop_map(Value::from),
-        ),
         set("/process/env", vec(names, 0..6).prop_map(|env| json!(env))),
         one_of(
             "/process/cwd",
             ["/tmp", "/data", "/work/new/folder", "/proc"].map(Value::from),
         ),
-        set("/hostname", "[a-z][a-z0-9-]{0,40}".prop_map(Value::from)),
+    ]
+}
+
+/// What Debian's runc passes over in the document of an `exec`.
+fn init() -> Vec<Edits> {
+    vec![
+        set(UMASK, (0..0o1000_u32).prop_map(Value::from)),
+        set(
+            "/process/oomScoreAdj",
+            (-1000..=1000_i32).prop_map(Value::from),
+        ),
     ]
 }
 
@@ -317,10 +440,19 @@ fn isolation() -> Vec<Edits> {
             ("net.ipv4.ping_group_range", "0 1000"),
             ("net.core.somaxconn", "256"),
             ("net/ipv4/ip_default_ttl", "70"),
+            ("kernel.msgmnb", "32768"),
+            ("kernel.msgmni", "100"),
+            ("kernel.shmall", "65536"),
+            ("kernel.shmmni", "200"),
+            ("kernel.shm_rmid_forced", "1"),
+            ("fs.mqueue.queues_max", "30"),
+            ("fs.mqueue.msgsize_max", "4096"),
+            ("net.ipv4.ip_unprivileged_port_start", "80"),
+            ("net.ipv4.ip_local_port_range", "40000 50000"),
         ],
-        1..=8,
+        1..=6,
     )
-    .prop_map(|pairs| {
+    .prop_map(|pairs| -> Value {
         pairs
             .into_iter()
             .map(|(name, value)| (name.to_owned(), json!(value)))
@@ -335,8 +467,11 @@ fn isolation() -> Vec<Edits> {
             Edit::Set("/linux/gidMappings", mappings),
         ]
     });
+    // Neither is of any namespace.
+    let refused = ["vm.swappiness", "kernel.panic"];
+    let refused = select(refused.to_vec()).prop_map(|name| json!({ name: "10" }));
     vec![
-        set("/linux/sysctl", parameters),
+        set("/linux/sysctl", prop_oneof![20 => parameters, 1 => refused]),
         Just(vec![Edit::ShareNamespace("ipc")]).boxed(),
         Just(vec![
             Edit::ShareNamespace("uts"),
@@ -345,33 +480,5 @@ fn isolation() -> Vec<Edits> {
         .boxed(),
         Just(vec![Edit::ShareNamespace("cgroup")]).boxed(),
         user_namespace.boxed(),
-    ]
-}
-
-fn limits() -> Vec<Edits> {
-    let mib = |range: std::ops::Range<u64>| range.prop_map(|mib| Value::from(mib << 20));
-    vec![
-        set("/linux/resources/memory/limit", mib(48..400)),
-        set("/linux/resources/memory/reservation", mib(16..48)),
-        set(
-            "/linux/resources/pids/limit",
-            (20..500).prop_map(Value::from),
-        ),
-        set(
-            "/linux/resources/cpu/shares",
-            (2..=262_144).prop_map(Value::from),
-        ),
-        set(
-            "/linux/resources/cpu/quota",
-            (5_000..90_000).prop_map(Value::from),
-        ),
-        set(
-            "/linux/resources/cpu/period",
-            (10_000..200_000).prop_map(Value::from),
-        ),
-        set(
-            "/linux/resources/unified",
-            mib(40..400).prop_map(|high| json!({ "memory.high": high.to_string() })),
-        ),
     ]
 }

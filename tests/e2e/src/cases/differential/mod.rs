@@ -1,9 +1,10 @@
 //! Random but valid documents, each run under runc and under lazaret: what the container can see of
-//! itself must be the same, after the differences that a virtual machine makes are taken out.
+//! itself must be the same, after the differences that a virtual machine makes are taken out. Each
+//! container gets some processes more by `exec`, with documents of their own: they cost much less.
 //!
-//! A document is a list of edits to the bundle that every case starts from ([`document`]); the
-//! container prints what it sees ([`report`]); [`normalise`] says which differences are none.
-//! A document that runc refuses must be refused. When two reports differ, edits are taken away until
+//! A document is a list of edits to the bundle that every case starts from, or to the process of its
+//! container ([`document`]); the process prints what it sees ([`report`]); [`normalise`] says which
+//! differences are none. A document that runc refuses must be refused. When two reports differ, edits are taken away until
 //! only those are left that the difference needs.
 
 use std::collections::BTreeMap;
@@ -11,11 +12,13 @@ use std::collections::BTreeMap;
 use anyhow::{Context as _, Result, ensure};
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::vm::LAZARET;
 use crate::{
+    bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
+    dialogue::Dialogue,
     runtime::{Kind, Runtime},
 };
 
@@ -23,7 +26,7 @@ mod document;
 mod normalise;
 mod report;
 
-use document::Document;
+use document::{Document, Documents, hooks};
 
 pub(crate) const TOPIC: Topic = Topic {
     name: "differential",
@@ -36,11 +39,11 @@ const PROBES: &[(&str, Probe)] = &[("see", report::see)];
 /// How many cases there are.
 const PARTS: u64 = 4;
 
-/// Documents of a case.
-const DOCUMENTS: u32 = 6;
+/// Containers of a case; each comes with the documents of a few processes more.
+const CONTAINERS: u32 = 20;
 
 /// The same with `--full`.
-const DOCUMENTS_FULL: u32 = 100;
+const CONTAINERS_FULL: u32 = 100;
 
 /// Runs spent on taking edits away from a document that shows a difference.
 const SHRINK_RUNS: u32 = 40;
@@ -91,7 +94,11 @@ fn compare_documents(test: &Test, part: u64) -> Result<()> {
         root: test.directory.join("reference"),
     };
     let config = Config {
-        cases: if test.full { DOCUMENTS_FULL } else { DOCUMENTS },
+        cases: if test.full {
+            CONTAINERS_FULL
+        } else {
+            CONTAINERS
+        },
         max_shrink_iters: SHRINK_RUNS,
         failure_persistence: None,
         ..Config::default()
@@ -113,34 +120,104 @@ fn compare_documents(test: &Test, part: u64) -> Result<()> {
     }
 }
 
-/// Runs one document under both and compares what they show.
-fn compare(test: &Test, reference: &Runtime, document: &Document) -> Result<()> {
-    let expected = run(test, reference, document).context("runc")?;
-    let found = run(test, &test.runtime, document).context("lazaret")?;
+/// Runs documents under both and compares what they show.
+fn compare(test: &Test, reference: &Runtime, documents: &Documents) -> Result<()> {
+    let expected = run(test, reference, documents).context("runc")?;
+    let found = run(test, &test.runtime, documents).context("lazaret")?;
+    let names = std::iter::once("container".to_owned())
+        .chain((1..=documents.processes.len()).map(|number| format!("exec {number}")));
+    let mut problems = Vec::new();
+    for ((name, mut expected), found) in names.zip(expected).zip(found) {
+        if let Ok(report) = &mut expected {
+            documents.container.show_newer(report);
+        }
+        let problem = difference(&expected, &found);
+        let stopped = expected.is_err() || found.is_err();
+        problems.extend(problem.map(|problem| format!("{name}: {problem}")));
+        if stopped && name == "container" {
+            break;
+        }
+    }
+    ensure!(problems.is_empty(), "{}", problems.join("\n"));
+    Ok(())
+}
+
+/// What a process shows of itself, or the error that it was refused with.
+type Seen = Result<Value, String>;
+
+fn difference(expected: &Seen, found: &Seen) -> Option<String> {
     match (expected, found) {
         (Ok(expected), Ok(found)) => {
-            let differences = differences(&expected, &found);
-            ensure!(differences.is_empty(), "{}", differences.join("\n"));
-            Ok(())
+            let differences = differences(expected, found);
+            (!differences.is_empty()).then(|| differences.join("\n"))
         }
-        (Err(_), Err(_)) => Ok(()),
-        (Ok(_), Err(refusal)) => anyhow::bail!("lazaret refuses: {refusal}"),
-        (Err(refusal), Ok(_)) if normalise::is_the_hosts_refusal(&refusal) => Ok(()),
-        (Err(refusal), Ok(_)) => anyhow::bail!("lazaret accepts what runc refuses: {refusal}"),
+        (Err(_), Err(_)) => None,
+        (Ok(_), Err(refusal)) => Some(format!("lazaret refuses: {refusal}")),
+        (Err(refusal), Ok(_)) if normalise::is_the_hosts_refusal(refusal) => None,
+        (Err(refusal), Ok(_)) => Some(format!("lazaret accepts what runc refuses: {refusal}")),
     }
 }
 
-/// The report of a document's container, or the error that it was refused with.
-fn run(test: &Test, runtime: &Runtime, document: &Document) -> Result<Result<Value, String>> {
-    let mut bundle = test.bundle("see", &[])?;
-    document.apply(&mut bundle)?;
-    let output = runtime.run(&bundle)?.output()?;
+/// What the container shows and then the processes in it.
+fn run(test: &Test, runtime: &Runtime, documents: &Documents) -> Result<Vec<Seen>> {
+    let mut bundle = test.bundle("see", &["stay"])?;
+    let newer = runtime.kind == Kind::Lazaret;
+    documents.container.apply(&mut bundle, &test.probe, newer)?;
+    let (input, keep) = std::io::pipe()?;
+    let (output, writer) = std::io::pipe()?;
+    let running = runtime.run(&bundle)?.stdin(input).stdout(writer).spawn()?;
+    let line = Dialogue::from(output).line()?;
+    let mut seen = Vec::new();
+    if line.is_some() {
+        for process in &documents.processes {
+            seen.push(run_process(test, runtime, &bundle, process)?);
+        }
+    }
+    // The end of its input is the end of the container.
+    drop(keep);
+    let ended = running.wait()?;
+    let container = match line {
+        Some(line) => {
+            ended.code(0)?;
+            let mut report: Value = serde_json::from_str(&line)?;
+            report["hooks"] = hooks::lines(&bundle)?;
+            normalise::normalise(&mut report);
+            Ok(report)
+        }
+        None => Err(ended.stderr.trim_end().to_owned()),
+    };
     std::fs::remove_dir_all(&bundle.directory)?;
+    seen.insert(0, container);
+    Ok(seen)
+}
+
+/// What a process shows that is started in the container of `bundle`.
+fn run_process(
+    test: &Test,
+    runtime: &Runtime,
+    bundle: &Bundle,
+    document: &Document,
+) -> Result<Seen> {
+    let mut edited = Bundle {
+        directory: bundle.directory.clone(),
+        id: bundle.id.clone(),
+        config: json!({ "process": bundle.config["process"] }),
+    };
+    edited.probe("see", &[]);
+    // Debian's runc gives every such process this mask, newer ones the container's.
+    edited.set(document::UMASK, json!(0o022));
+    document.apply(&mut edited, &test.probe, false)?;
+    let file = bundle.directory.join("process.json");
+    std::fs::write(&file, edited.config["process"].to_string())?;
+    let output = runtime
+        .verb("exec", &[&bundle.id])
+        .option(&["--process", &file.to_string_lossy()])
+        .output()?;
     if !output.status.success() {
         return Ok(Err(output.stderr.trim_end().to_owned()));
     }
     let mut report = output.json()?;
-    normalise::normalise(&mut report);
+    normalise::normalise_exec(&mut report);
     Ok(Ok(report))
 }
 

@@ -21,10 +21,27 @@ pub(super) fn normalise(report: &mut Value) {
         // runc gives the propagation to the host's root before it leaves it.
         root["propagation"] = Value::Null;
     }
+    if let Some(owner) = report["devices"]["/dev/mqueue"].get_mut("owner") {
+        // Whoever makes the ipc namespace; in a user namespace runc does before it has root's group.
+        owner[1] = Value::Null;
+    }
     ignored_signals(&mut report["status"]["SigIgn"]);
     if report["files"]["/proc/self/cgroup"] != "0::/\n" {
         cgroups_of_the_machine(report);
     }
+}
+
+/// The same for a process that was started in a running container.
+pub(super) fn normalise_exec(report: &mut Value) {
+    // Which numbers are free depends on how many processes a runtime has started there.
+    report["process"] = Value::Null;
+    for field in ["NStgid", "NSpgid", "NSsid"] {
+        report["status"][field] = Value::Null;
+    }
+    report["calls"]["getpgid"] = Value::Null;
+    // Go raises the soft limit in runc's own process that then becomes this one.
+    report["limits"]["nofile"][0] = Value::Null;
+    normalise(report);
 }
 
 /// Whether runc's container was refused for what is a mount of the host's. In a user namespace the
@@ -66,7 +83,14 @@ fn mount(mount: &mut Value) {
 fn masks_directory(mount: &Value) -> bool {
     let small = mount["super"].as_array();
     let small = small.is_some_and(|options| options.contains(&json!("nr_inodes=2")));
-    let plain = mount["super"] == json!(["ro"]) && mount["options"] == json!(["ro", "relatime"]);
+    // In a user namespace the kernel says whose it is.
+    let owned = |option: &Value| {
+        let option = option.as_str().unwrap_or_default();
+        option == "ro" || option.starts_with("uid=") || option.starts_with("gid=")
+    };
+    let plain = mount["super"].as_array();
+    let plain = plain.is_some_and(|options| options.iter().all(owned))
+        && mount["options"] == json!(["ro", "relatime"]);
     mount["type"] == "tmpfs" && mount["source"] == "tmpfs" && (small || plain)
 }
 

@@ -15,6 +15,8 @@ use anyhow::Result;
 use rustix::process::{Resource, getrlimit};
 use serde_json::{Value, json};
 
+use crate::cases::{call::call_64, scheduling::scheduling};
+
 /// What is reported of `/proc/self/status`.
 const STATUS: &[&str] = &[
     "Umask",
@@ -33,10 +35,12 @@ const STATUS: &[&str] = &[
     "CapAmb",
     "NoNewPrivs",
     "Seccomp",
+    "Seccomp_filters",
     "Threads",
 ];
 
-/// Files whose content is reported, or why they cannot be read.
+/// Files whose content is reported, or why they cannot be read. Not those of limits that are the
+/// host's to keep, as a guest has neither swap nor the host's CPUs (docs/resources.md).
 const FILES: &[&str] = &[
     "/proc/self/oom_score_adj",
     "/proc/self/uid_map",
@@ -44,16 +48,26 @@ const FILES: &[&str] = &[
     "/proc/self/setgroups",
     "/proc/self/cgroup",
     "/proc/self/personality",
+    "/proc/self/timens_offsets",
     "/proc/self/timerslack_ns",
     "/proc/self/coredump_filter",
     "/proc/sys/kernel/shmmax",
     "/proc/sys/kernel/msgmax",
     "/proc/sys/kernel/sem",
+    "/proc/sys/kernel/msgmnb",
+    "/proc/sys/kernel/msgmni",
+    "/proc/sys/kernel/shmall",
+    "/proc/sys/kernel/shmmni",
+    "/proc/sys/kernel/shm_rmid_forced",
     "/proc/sys/fs/mqueue/msg_max",
+    "/proc/sys/fs/mqueue/msgsize_max",
+    "/proc/sys/fs/mqueue/queues_max",
     "/proc/sys/net/ipv4/ip_forward",
     "/proc/sys/net/ipv4/ping_group_range",
     "/proc/sys/net/core/somaxconn",
     "/proc/sys/net/ipv4/ip_default_ttl",
+    "/proc/sys/net/ipv4/ip_local_port_range",
+    "/proc/sys/net/ipv4/ip_unprivileged_port_start",
     "/proc/net/dev",
     "/sys/fs/cgroup/cgroup.type",
     "/sys/fs/cgroup/cpu.max",
@@ -61,6 +75,7 @@ const FILES: &[&str] = &[
     "/sys/fs/cgroup/memory.high",
     "/sys/fs/cgroup/memory.low",
     "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory.min",
     "/sys/fs/cgroup/memory.oom.group",
     "/sys/fs/cgroup/pids.max",
     "/etc/passwd",
@@ -135,7 +150,25 @@ const LIMITS: &[(&str, Resource)] = &[
     ("stack", Resource::Stack),
 ];
 
-/// Prints the report.
+/// System calls of 64-bit x86 whose result is reported, with their arguments. Each fails without a
+/// filter as well, or asks for something that is there already.
+const CALLS: &[(&str, i64, [u64; 6])] = &[
+    ("lseek 0", 8, [u64::MAX, 0, 0, 0, 0, 0]),
+    ("lseek 1", 8, [u64::MAX, 0, 1, 0, 0, 0]),
+    ("lseek 2", 8, [u64::MAX, 0, 2, 0, 0, 0]),
+    ("getpgid", 121, [0; 6]),
+    ("mount", 165, [0; 6]),
+    ("personality", 135, [0xffff_ffff, 0, 0, 0, 0, 0]),
+    ("dumpable", 157, [3, 0, 0, 0, 0, 0]),
+    ("sethostname", 170, [0, 1, 0, 0, 0, 0]),
+    ("unshare", 272, [0; 6]),
+];
+
+/// Numbers of calls that are reported by themselves.
+const SOCKET: i64 = 41;
+const IOPRIO_GET: i64 = 252;
+
+/// Prints the report on a line. With an argument it stays until its input ends.
 pub(super) fn see(arguments: &[String]) -> Result<u8> {
     let names = rustix::system::uname();
     let report = json!({
@@ -149,6 +182,8 @@ pub(super) fn see(arguments: &[String]) -> Result<u8> {
             rustix::process::getsid(None)?.as_raw_pid(),
         ],
         "priority": rustix::process::getpriority_process(None)?,
+        "scheduling": scheduling(&fs::read_to_string("/proc/self/stat")?)?,
+        "io priority": call_64(IOPRIO_GET, [1, 0, 0, 0, 0, 0]),
         "hostname": names.nodename().to_string_lossy(),
         "machine": names.machine().to_string_lossy(),
         "status": status()?,
@@ -159,8 +194,14 @@ pub(super) fn see(arguments: &[String]) -> Result<u8> {
         "writable": each(FOLDERS, writable),
         "devices": walk("/dev"),
         "paths": each(PATHS, |path| attributes(Path::new(path))),
+        "calls": calls(),
     });
-    std::io::stdout().write_all(&serde_json::to_vec(&report)?)?;
+    let mut line = serde_json::to_vec(&report)?;
+    line.push(b'\n');
+    std::io::stdout().write_all(&line)?;
+    if !arguments.is_empty() {
+        std::io::copy(&mut std::io::stdin(), &mut std::io::sink())?;
+    }
     Ok(0)
 }
 
@@ -169,6 +210,17 @@ fn each(names: &[&str], of: impl Fn(&str) -> Value) -> BTreeMap<String, Value> {
         .iter()
         .map(|&name| (name.to_owned(), of(name)))
         .collect()
+}
+
+/// Results of calls, or their error numbers as negative ones.
+fn calls() -> BTreeMap<&'static str, i64> {
+    let mut found: BTreeMap<_, _> = CALLS
+        .iter()
+        .map(|&(name, number, arguments)| (name, call_64(number, arguments)))
+        .collect();
+    // A packet socket, for which it takes a capability; its number says nothing.
+    found.insert("socket", call_64(SOCKET, [17, 3, 0, 0, 0, 0]).min(0));
+    found
 }
 
 fn status() -> Result<BTreeMap<String, String>> {

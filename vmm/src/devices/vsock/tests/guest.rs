@@ -50,7 +50,7 @@ pub(super) struct Guest {
     pub(super) acceptors: Vec<OwnedFd>,
     pub(super) arrived: VecDeque<Packet>,
     path: PathBuf,
-    _directory: tempfile::TempDir,
+    directory: Option<tempfile::TempDir>,
     rx: HashMap<u16, Vec<Buffer>>,
     tx_free: Vec<u64>,
     tx_busy: HashMap<u16, u64>,
@@ -76,6 +76,19 @@ impl Guest {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("vsock");
         let listener = UnixListener::bind(&path).unwrap();
+        let mut guest = Self::made(listener.into(), path, grants);
+        guest.directory = Some(directory);
+        guest
+    }
+
+    /// A guest whose clients come from `listener`, bound to `path`; its device is in reset.
+    pub(super) fn with_listener(listener: OwnedFd, path: PathBuf) -> Self {
+        let mut guest = Self::made(listener, path, &[]);
+        guest.offer_rx(64, &[3776]);
+        guest
+    }
+
+    fn made(listener: OwnedFd, path: PathBuf, grants: &[u32]) -> Self {
         let mut acceptors = Vec::new();
         let mut granted = Vec::new();
         for port in grants {
@@ -89,7 +102,7 @@ impl Guest {
             granted.push((*port, device));
             acceptors.push(test);
         }
-        let device = Vsock::new(GUEST_CID, listener.into(), granted);
+        let device = Vsock::new(GUEST_CID, listener, granted);
         let mut driver = MockDriver::new(&device, 256);
         let tx_free = (0..TX_BUFFERS)
             .map(|_| driver.alloc((HEADER_BYTES + PACKET_BYTES_MAX) as u32))
@@ -100,7 +113,7 @@ impl Guest {
             acceptors,
             arrived: VecDeque::new(),
             path,
-            _directory: directory,
+            directory: None,
             rx: HashMap::new(),
             tx_free,
             tx_busy: HashMap::new(),

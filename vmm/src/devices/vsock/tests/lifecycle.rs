@@ -6,6 +6,7 @@ use std::{
 };
 
 use lazaret_protocol::vm::{Fd, PortGrant, VsockConfig};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketType};
 
 use super::super::{HOST_PORT_FIRST, Vsock, connection::SHUTDOWN_BOTH, packet::op};
 use super::guest::{
@@ -46,6 +47,21 @@ fn missing_queues_are_refused() {
     activation.queues.pop();
     guest.device.activate(activation).unwrap();
     assert_eq!(guest.device.pause().len(), 2);
+}
+
+/// The kernel may have no descriptor or memory for a client, and no event says when it has again.
+#[test]
+fn a_listener_that_fails_is_tried_again() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("vsock");
+    let socket = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
+    let mut guest = Guest::with_listener(socket.try_clone().unwrap(), path);
+    guest.activate(VERSION_1);
+    // Until now it does not listen, so accepting from it fails.
+    std::thread::sleep(QUIET);
+    rustix::net::listen(&socket, 1).unwrap();
+    guest.connected(1, 1000);
 }
 
 #[test]
