@@ -68,6 +68,8 @@ const TOPICS: &[&Topic] = &[
     &joined::TOPIC,
     &sandbox::TOPIC,
     &engines::podman::TOPIC,
+    &engines::docker::TOPIC,
+    &engines::images::TOPIC,
 ];
 
 /// Every case with its full name.

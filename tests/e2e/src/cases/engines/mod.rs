@@ -1,7 +1,8 @@
 //! Container engines drive the runtime: Debian's own Podman and Docker, as an operator has them.
 //!
 //! Their command lines are nearly one, and so are most cases: [`basics`], [`life`] and [`options`]
-//! hold what either must do, [`podman`] what only that one has and how it is started.
+//! hold what either must do, [`podman`] and [`docker`] what only one has and how it is started,
+//! [`images`] the programs that people have in containers.
 
 use anyhow::{Result, ensure};
 
@@ -13,6 +14,8 @@ use crate::{
 };
 
 mod basics;
+pub(super) mod docker;
+pub(super) mod images;
 mod life;
 mod options;
 pub(super) mod podman;

@@ -1,0 +1,140 @@
+//! Docker: its daemon, with containerd and its shim for runc.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    thread::JoinHandle,
+};
+
+use anyhow::{Context as _, Result};
+use rustix::process::Signal;
+
+use super::{Engine, NAME, SERVICE, basics, engine, has, life, options};
+use crate::{
+    case::{Case, Probe, Test, Topic, case},
+    dialogue::Dialogue,
+    invocation::Running,
+    room::Room,
+};
+
+pub(crate) const TOPIC: Topic = Topic {
+    name: "docker",
+    cases: CASES,
+    probes: PROBES,
+};
+
+const CASES: &[Case] = &[
+    engine(case!(streams_and_exit_codes)),
+    engine(case!(terminals)),
+    engine(case!(service)),
+    engine(case!(signals_and_attach)),
+    engine(case!(copies)),
+    engine(case!(process)),
+    engine(case!(files)),
+    engine(case!(own_options)),
+];
+
+const PROBES: &[(&str, Probe)] = &[];
+
+/// The daemon, and who reads what it says: it must be able to say it.
+struct Daemon {
+    process: Running,
+    log: JoinHandle<()>,
+}
+
+impl Daemon {
+    /// Starts it with the runtime under test, and waits until it takes calls.
+    fn start(test: &Test, room: &Room) -> Result<Self> {
+        let runtime = format!("--default-runtime={}", test.runtime.kind.name());
+        let (reader, writer) = std::io::pipe()?;
+        let process = room
+            .command(&[
+                "dockerd",
+                "--iptables=false",
+                "--ip6tables=false",
+                "--bridge=none",
+                "--storage-driver=overlay2",
+                "--exec-opt=native.cgroupdriver=cgroupfs",
+                "--add-runtime=lazaret=/usr/bin/lazaret",
+                &runtime,
+            ])
+            .stderr(writer)
+            .spawn()?;
+        let mut lines = BufReader::new(reader).lines();
+        let ready = lines.find(|line| {
+            line.as_ref()
+                .map_or(true, |line| line.contains("API listen on"))
+        });
+        ready.context("the daemon ended")??;
+        let log = std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        Ok(Self { process, log })
+    }
+
+    /// Has it end.
+    fn end(self) -> Result<()> {
+        self.process.signal(Signal::TERM)?;
+        self.process.wait()?.code(0)?;
+        self.log.join().ok().context("reading the log panicked")
+    }
+}
+
+/// Makes a room with Docker for a case, and demands afterwards that nothing is left.
+fn with_docker(test: &Test, case: fn(&Engine<'_>) -> Result<()>) -> Result<()> {
+    let room = Room::new(test)?;
+    let daemon = Daemon::start(test, &room)?;
+    let docker = Engine::new(test, room, "docker")?;
+    case(&docker)?;
+    docker.has_no_containers()?;
+    daemon.end()?;
+    let kind = test.runtime.kind;
+    let root = format!("/run/docker/runtime-{}/moby", kind.name());
+    docker.room.is_clean(kind, &root)
+}
+
+fn streams_and_exit_codes(test: &Test) -> Result<()> {
+    with_docker(test, basics::streams_and_exit_codes)
+}
+
+fn terminals(test: &Test) -> Result<()> {
+    with_docker(test, basics::terminals)
+}
+
+fn service(test: &Test) -> Result<()> {
+    with_docker(test, life::service)
+}
+
+fn signals_and_attach(test: &Test) -> Result<()> {
+    with_docker(test, life::signals_and_attach)
+}
+
+fn copies(test: &Test) -> Result<()> {
+    with_docker(test, life::copies)
+}
+
+fn process(test: &Test) -> Result<()> {
+    with_docker(test, options::process)
+}
+
+fn files(test: &Test) -> Result<()> {
+    with_docker(test, options::files)
+}
+
+/// What Podman has not, or not so: health checks that the daemon makes by itself, `top`.
+fn own_options(test: &Test) -> Result<()> {
+    with_docker(test, |docker| {
+        let (reader, writer) = std::io::pipe()?;
+        let filter = "--filter=event=health_status";
+        let events = docker.call(&["events", filter, "--format={{.Status}}"]);
+        let events = events.stdout(writer).spawn()?;
+        let check = ["--health-cmd=test -e /ok", "--health-interval=1s"];
+        docker.launch(&check, &format!("touch /ok; {SERVICE}"))?;
+        let told = Dialogue::after("health_status: healthy\n", reader)?;
+        docker.shows(".HostConfig.Runtime", docker.test.runtime.kind.name())?;
+        let top = docker.call(&["top", NAME]).succeed()?;
+        has(&top.stdout, "PID")?;
+        docker.remove()?;
+        events.signal(Signal::TERM)?;
+        events.wait()?;
+        told.rest()?;
+        Ok(())
+    })
+}
