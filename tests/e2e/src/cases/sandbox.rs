@@ -213,6 +213,7 @@ fn first_may_end_first(test: &Test) -> Result<()> {
     test.runtime.destroy(&first.id)?;
     fs::remove_dir_all(&first.directory)?;
     lives(test, &second.id)?;
+    nobody_has_mounts_of(&first.id)?;
     let write = test
         .runtime
         .exec_probe(&second.id, "put", &["/written", "late\n"]);
@@ -235,8 +236,26 @@ fn last_may_come_again(test: &Test) -> Result<()> {
         let shown = test.runtime.run(&second)?.output()?.code(0)?;
         ensure!(shown.stdout == content, "{:?}", shown.stdout);
         lives(test, &first.id)?;
+        nobody_has_mounts_of(&second.id)?;
     }
     test.runtime.destroy(&first.id)
+}
+
+/// Demands that no process on this host has a mount at a path with the container's id in it.
+fn nobody_has_mounts_of(id: &str) -> Result<()> {
+    for process in fs::read_dir("/proc")? {
+        let path = process?.path().join("mountinfo");
+        // Not a process, or one that has ended.
+        let Ok(mounts) = fs::read_to_string(&path) else {
+            continue;
+        };
+        let left = mounts.lines().find(|line| {
+            let point = line.split(' ').nth(4).unwrap_or_default();
+            point.split('/').any(|name| name == id)
+        });
+        ensure!(left.is_none(), "{}: {left:?}", path.display());
+    }
+    Ok(())
 }
 
 fn pid_namespace_ends_with_its_first_process(test: &Test) -> Result<()> {
