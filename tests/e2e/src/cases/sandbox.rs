@@ -1,7 +1,7 @@
 //! Containers that join namespaces of another one by their paths, and so its sandbox: what they
 //! share, and what the end of one means for the other.
 
-use std::fs;
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use rustix::process::{Signal, kill_process};
@@ -211,9 +211,9 @@ fn seen_by_pid(test: &Test, id: &str, file: &str, content: &str) -> Result<()> {
 fn first_may_end_first(test: &Test) -> Result<()> {
     let (first, second) = pair(test, &["ipc", "uts"])?;
     test.runtime.destroy(&first.id)?;
+    nobody_has_mounts_of(&first)?;
     fs::remove_dir_all(&first.directory)?;
     lives(test, &second.id)?;
-    nobody_has_mounts_of(&first.id)?;
     let write = test
         .runtime
         .exec_probe(&second.id, "put", &["/written", "late\n"]);
@@ -236,13 +236,18 @@ fn last_may_come_again(test: &Test) -> Result<()> {
         let shown = test.runtime.run(&second)?.output()?.code(0)?;
         ensure!(shown.stdout == content, "{:?}", shown.stdout);
         lives(test, &first.id)?;
-        nobody_has_mounts_of(&second.id)?;
+        nobody_has_mounts_of(&second)?;
     }
     test.runtime.destroy(&first.id)
 }
 
-/// Demands that no process on this host has a mount at a path with the container's id in it.
-fn nobody_has_mounts_of(id: &str) -> Result<()> {
+/// Demands that no process on this host has a mount of the bundle, or at a path with the container's
+/// id in it.
+fn nobody_has_mounts_of(bundle: &Bundle) -> Result<()> {
+    let case = bundle.directory.parent().and_then(Path::file_name);
+    let rootfs = Path::new(case.context("a case's directory")?)
+        .join(bundle.directory.file_name().context("a bundle's name")?)
+        .join("rootfs");
     for process in fs::read_dir("/proc")? {
         let path = process?.path().join("mountinfo");
         // Not a process, or one that has ended.
@@ -250,8 +255,10 @@ fn nobody_has_mounts_of(id: &str) -> Result<()> {
             continue;
         };
         let left = mounts.lines().find(|line| {
-            let point = line.split(' ').nth(4).unwrap_or_default();
-            point.split('/').any(|name| name == id)
+            let mut fields = line.split(' ').skip(3);
+            let (root, point) = (fields.next(), fields.next());
+            root.is_some_and(|root| Path::new(root).ends_with(&rootfs))
+                || point.is_some_and(|point| point.split('/').any(|name| name == bundle.id))
         });
         ensure!(left.is_none(), "{}: {left:?}", path.display());
     }
