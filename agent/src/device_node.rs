@@ -13,9 +13,6 @@ use rustix::io::Errno;
 use crate::errno::Os;
 use crate::mounts;
 
-/// Where a node is while it is made, in the guest's own root.
-const PLACE: &str = "/lazaret-device";
-
 /// A node could not be made.
 #[derive(Debug, thiserror::Error)]
 #[error("device {path}")]
@@ -26,12 +23,12 @@ pub struct DeviceNodeError {
 }
 
 /// Makes the container's nodes, each an unattached mount. There is none for a pipe, which the
-/// container makes itself.
+/// container makes itself. They can be removed once they are mounted.
 ///
 /// # Errors
 /// [`DeviceNodeError`], which names the device.
 pub fn make_all(container: &CreateContainer) -> Result<Vec<Option<OwnedFd>>, DeviceNodeError> {
-    let make = |device: &DeviceNode| {
+    let make = |(index, device): (usize, &DeviceNode)| {
         let kind = match device.kind {
             DeviceKind::Character => FileType::CharacterDevice,
             DeviceKind::Block => FileType::BlockDevice,
@@ -41,30 +38,45 @@ pub fn make_all(container: &CreateContainer) -> Result<Vec<Option<OwnedFd>>, Dev
         let gid = outside(&container.gid_mappings, device.gid);
         let number = makedev(device.major, device.minor);
         let mode = Mode::from_raw_mode(device.mode);
-        mknodat(CWD, PLACE, kind, mode, number)
-            .and_then(|()| {
-                let made = finish(mode, uid, gid);
-                unlinkat(CWD, PLACE, AtFlags::empty())?;
-                made
-            })
+        let place = place(&container.id, index);
+        mknodat(CWD, &place, kind, mode, number)
+            .and_then(|()| finish(&place, mode, uid, gid))
             .map(Some)
             .map_err(|errno| DeviceNodeError {
                 path: device.path.clone(),
                 source: Os(errno),
             })
     };
-    container.devices.iter().map(make).collect()
+    let made: Result<Vec<_>, _> = container.devices.iter().enumerate().map(make).collect();
+    if made.is_err() {
+        remove_all(&container.id, container.devices.len());
+    }
+    made
 }
 
-fn finish(mode: Mode, uid: Option<u32>, gid: Option<u32>) -> Result<OwnedFd, Errno> {
+/// Removes the nodes of the container's `count` devices, as far as there are any. Where they are
+/// mounted they stay.
+pub fn remove_all(id: &str, count: usize) {
+    for index in 0..count {
+        // Pipes have none.
+        let _ = unlinkat(CWD, place(id, index), AtFlags::empty());
+    }
+}
+
+/// Where a node is, in the guest's own root: a mount needs its source to be there.
+fn place(id: &str, index: usize) -> String {
+    format!("/device-{index}-{id}")
+}
+
+fn finish(place: &str, mode: Mode, uid: Option<u32>, gid: Option<u32>) -> Result<OwnedFd, Errno> {
     let (Some(uid), Some(gid)) = (uid, gid) else {
         return Err(Errno::INVAL);
     };
     // Whatever the umask is.
-    chmodat(CWD, PLACE, mode, AtFlags::empty())?;
+    chmodat(CWD, place, mode, AtFlags::empty())?;
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
-    chownat(CWD, PLACE, Some(uid), Some(gid), AtFlags::empty())?;
-    mounts::clone_tree(CWD, PLACE, false)
+    chownat(CWD, place, Some(uid), Some(gid), AtFlags::empty())?;
+    mounts::clone_tree(CWD, place, false)
 }
 
 /// What an id of the container is outside of it; `None` if it is nothing there.

@@ -140,6 +140,7 @@ impl Container {
             }),
         })?;
         drop(inherited);
+        let device_count = made.nodes.len();
         let id = wanted.id.clone();
         let limits = wanted.process.rlimits.clone();
         let score = wanted.process.oom_score_adj;
@@ -154,7 +155,9 @@ impl Container {
             trees: made.trees,
             nodes: made.nodes,
         }));
-        let (process, channel) = guide(host, launched, &instructions, score, &limits).await?;
+        let guided = guide(host, launched, &instructions, score, &limits).await;
+        device_node::remove_all(&id, device_count);
+        let (process, channel) = guided?;
         Ok((id, process, channel))
     }
 

@@ -121,7 +121,7 @@ fn fill_cpuset(group: &Group, limits: &HostLimits) -> Result<(), CgroupError> {
 /// a mark that keeps them from being killed when it is removed.
 ///
 /// # Errors
-/// [`CgroupError::Frozen`], or [`CgroupError::Io`].
+/// [`CgroupError::Io`].
 pub(super) fn check_existing(group: &Group, warnings: &mut Vec<String>) -> Result<(), CgroupError> {
     let count = processes(&group.path)?.len();
     if count > 0 {
@@ -134,6 +134,14 @@ pub(super) fn check_existing(group: &Group, warnings: &mut Vec<String>) -> Resul
             warnings.push(text);
         }
     }
+    Ok(())
+}
+
+/// Refuses a directory that is there and frozen, before anything is done to it.
+///
+/// # Errors
+/// [`CgroupError::Frozen`].
+pub(super) fn check_thawed(group: &Group) -> Result<(), CgroupError> {
     let frozen = |name: &str, value: &str| {
         fs::read_to_string(group.path.join(name)).is_ok_and(|text| text.trim_end() == value)
     };

@@ -145,8 +145,13 @@ impl HostCgroup {
             cradle: None,
             warnings: Vec::new(),
         };
+        let is_path = matches!(wanted.place, Place::Path(_));
+        if is_path {
+            // What is recorded is removed if the creation fails.
+            cgroup.groups.iter().try_for_each(make::check_thawed)?;
+        }
         cgroup.record(dir)?;
-        if matches!(wanted.place, Place::Path(_)) {
+        if is_path {
             cgroup.make_groups()?;
             if let [group] = &cgroup.groups[..]
                 && group.is_v2()

@@ -192,9 +192,11 @@ fn directories_above_are_made_and_an_old_one_is_told_from_a_new_one() {
 fn a_frozen_cgroup_is_refused() {
     let top = tempfile::tempdir().unwrap();
     let group = group(top.path(), "a", &["freezer"]);
+    make::check_thawed(&group).unwrap();
     make::make(&group, &HostLimits::default()).unwrap();
+    make::check_thawed(&group).unwrap();
     std::fs::write(group.path.join("freezer.state"), "FROZEN\n").unwrap();
-    let error = make::check_existing(&group, &mut Vec::new()).unwrap_err();
+    let error = make::check_thawed(&group).unwrap_err();
     assert_eq!(error.to_string(), "container's cgroup unexpectedly frozen");
 }
 

@@ -204,9 +204,9 @@ fn run_process(
         config: json!({ "process": bundle.config["process"] }),
     };
     edited.probe("see", &[]);
+    document.apply(&mut edited, &test.probe, false)?;
     // Debian's runc gives every such process this mask, newer ones the container's.
     edited.set(document::UMASK, json!(0o022));
-    document.apply(&mut edited, &test.probe, false)?;
     let file = bundle.directory.join("process.json");
     std::fs::write(&file, edited.config["process"].to_string())?;
     let output = runtime
