@@ -124,19 +124,18 @@ impl Share {
         self.failure.as_ref().map_or(Ok(()), Err)
     }
 
-    /// Writes all data back; the share is of no use afterwards.
-    pub fn write_back(&self) {
-        rustix::fs::sync();
+    /// Gives the share back to the host; it is of no use afterwards. What was written is there
+    /// already: the kernel writes through, and mapped files when they are unmapped.
+    pub fn give_back(&self) {
         if self.own {
-            // Data is safe after sync; a stuck process that holds the mount is not worth a word.
+            // A stuck process that holds the mount is not worth a word.
             let _ = unmount(SHARE, UnmountFlags::empty());
         }
     }
 
-    /// Writes all data back and lets go of files that nobody uses, so that the host's end of the
-    /// share does not keep those of a container that is gone.
+    /// Lets go of files that nobody uses, so that the host's end of the share does not keep those of
+    /// a container that is gone.
     pub fn release_unused(&self) {
-        rustix::fs::sync();
         if self.own {
             // The host only keeps files open longer if it fails.
             let _ = fs::write(DROP_CACHES, DROP_INODES);

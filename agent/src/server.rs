@@ -258,6 +258,10 @@ impl Agent {
                 message: format!("container {id:?} exists already"),
             });
         }
+        if !self.containers.borrow().is_empty() {
+            // What the kernel remembers of the share may be of a container that had this id.
+            self.share.release_unused();
+        }
         self.containers.borrow_mut().insert(id.clone(), None);
         let init = |id: &str| Some(Rc::clone(self.container(id).ok()?.init()));
         let created = Container::create(self.host(), wanted, init).await;
@@ -345,7 +349,7 @@ impl Agent {
         let last = self.containers.borrow().keys().all(|other| other == id);
         if last {
             self.over.set(true);
-            self.share.write_back();
+            self.share.give_back();
         } else {
             self.share.release_unused();
         }

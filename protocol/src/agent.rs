@@ -184,7 +184,7 @@ pub enum Request {
         container: String,
     },
     /// Removes the container as `RemoveContainer` does. If none is left in the sandbox, it takes no
-    /// further one, and all data is written back. Answer: [`Answer::Left`].
+    /// further one, and the share is given back. Answer: [`Answer::Left`].
     Leave {
         /// Container id.
         container: String,

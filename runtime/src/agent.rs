@@ -29,8 +29,8 @@ use tokio::io::AsyncReadExt as _;
 /// Name of the vsock device's socket in the state directory.
 pub(crate) const SOCKET: &str = "vsock.sock";
 
-/// How long a verb waits for an answer. The longest honest call is `Leave`, which writes all
-/// data back.
+/// How long a verb waits for an answer. The longest honest call is `Leave`, which waits
+/// until all processes are gone.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Longest line of the handshake: `OK 4294967295\n`.
