@@ -16,9 +16,9 @@ use lazaret_protocol::frame;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, VsockAddr, bind, connect, listen, socket,
 };
-use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags, mkdirat, openat, statx};
 use rustix::io::Errno;
-use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, mount_move, unmount};
+use rustix::mount::{MountFlags, mount, mount_bind, mount_move};
 use rustix::process::{Resource, Rlimit, chdir, chroot, setrlimit};
 use std::os::fd::AsRawFd;
 
@@ -33,6 +33,8 @@ const HOST_CID: u32 = 2;
 const BACKLOG: i32 = 128;
 /// Where the share is mounted.
 const SHARE: &str = "/run/lazaret/share";
+/// What is read of the share at once, in KiB; Linux's default is 128.
+const READ_AHEAD_KIB: &str = "512";
 /// Where containers' roots are assembled.
 const STAGING: &str = "/run/lazaret/root";
 const CGROUP_MOUNT: &str = "/sys/fs/cgroup";
@@ -122,15 +124,6 @@ impl Share {
     /// Why it could not be mounted.
     pub fn mounted(&self) -> Result<(), &GuestError> {
         self.failure.as_ref().map_or(Ok(()), Err)
-    }
-
-    /// Gives the share back to the host; it is of no use afterwards. What was written is there
-    /// already: the kernel writes through, and mapped files when they are unmapped.
-    pub fn give_back(&self) {
-        if self.own {
-            // A stuck process that holds the mount is not worth a word.
-            let _ = unmount(SHARE, UnmountFlags::empty());
-        }
     }
 
     /// Lets go of files that nobody uses, so that the host's end of the share does not keep those of
@@ -291,7 +284,20 @@ fn mount_share() -> Result<(), GuestError> {
             path: SHARE,
             source: Os(errno),
         }
-    })
+    })?;
+    let _ = read_further_ahead();
+    Ok(())
+}
+
+/// Has the kernel read more of a file at once than it does for a disk: each request is a way to the
+/// host and back, and what comes of it is in the host's memory mostly. All that is lost if it fails
+/// is time.
+fn read_further_ahead() -> std::io::Result<()> {
+    // What is known is enough: asking the host takes as long as a request.
+    let share = statx(CWD, SHARE, AtFlags::STATX_DONT_SYNC, StatxFlags::empty())?;
+    let device = format!("{}:{}", share.stx_dev_major, share.stx_dev_minor);
+    let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
+    fs::write(file, READ_AHEAD_KIB)
 }
 
 fn mount_new(

@@ -348,8 +348,9 @@ impl Agent {
         // Even if a process does not end.
         let last = self.containers.borrow().keys().all(|other| other == id);
         if last {
+            // What was written is on the host already: the kernel writes through, and mapped files
+            // when they are unmapped.
             self.over.set(true);
-            self.share.give_back();
         } else {
             self.share.release_unused();
         }
