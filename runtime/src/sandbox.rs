@@ -108,6 +108,7 @@ impl Sandbox {
             joins.push(Join {
                 path: path.clone(),
                 container: id.to_owned(),
+                user_namespace: record.user_namespace,
             });
         }
         Ok((sandbox, joins))
