@@ -235,7 +235,7 @@ pub(crate) fn plan(
         uid_mappings: user_namespace.uids,
         gid_mappings: user_namespace.gids,
         mounts: mounts.mounts,
-        devices: devices::nodes(linux, circumstances)?,
+        devices: devices::nodes(linux, circumstances, &mut warnings)?,
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: kernel_parameters::kernel_parameters(linux)?,

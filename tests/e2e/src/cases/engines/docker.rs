@@ -30,6 +30,7 @@ const CASES: &[Case] = &[
     engine(case!(copies)),
     engine(case!(process)),
     engine(case!(files)),
+    engine(case!(privileged)),
     engine(case!(own_options)),
 ];
 
@@ -116,6 +117,10 @@ fn process(test: &Test) -> Result<()> {
 
 fn files(test: &Test) -> Result<()> {
     with_docker(test, options::files)
+}
+
+fn privileged(test: &Test) -> Result<()> {
+    with_docker(test, options::privileged)
 }
 
 /// What Podman has not, or not so: health checks that the daemon makes by itself, `top`.

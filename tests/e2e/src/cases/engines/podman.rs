@@ -25,6 +25,7 @@ const CASES: &[Case] = &[
     engine(case!(copies)),
     engine(case!(process)),
     engine(case!(files)),
+    engine(case!(privileged)),
     engine(case!(own_options)),
 ];
 
@@ -69,6 +70,10 @@ fn process(test: &Test) -> Result<()> {
 
 fn files(test: &Test) -> Result<()> {
     with_podman(test, options::files)
+}
+
+fn privileged(test: &Test) -> Result<()> {
+    with_podman(test, options::privileged)
 }
 
 /// What Docker has not, or not so: user namespaces of each container's own, secrets, health checks
