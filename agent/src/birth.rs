@@ -13,7 +13,7 @@ use lazaret_protocol::container::NamespaceKind;
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{DumpableBehavior, Pid, PidfdFlags, pidfd_open, set_dumpable_behavior};
 
 use crate::errno::Os;
 use crate::namespaces::{self, NamespaceError};
@@ -118,14 +118,9 @@ impl Birth<'_> {
             entered: 0,
             result: 0,
         };
-        for (kind, place) in self.places {
-            if let Err(errno) = namespaces::enter(*kind, *place) {
-                note.result = -errno.raw_os_error();
-                break;
-            }
-            note.entered += 1;
-        }
-        if note.result == 0 {
+        if let Err(errno) = self.enter(&mut note.entered) {
+            note.result = -errno.raw_os_error();
+        } else {
             let flags = self.flags | libc::CLONE_PARENT as u64;
             // SAFETY: the caller's obligation.
             match unsafe { sys::clone3(flags, Some(self.cgroup)) } {
@@ -137,6 +132,17 @@ impl Birth<'_> {
         // If the agent cannot be told it notices that: it waits for these bytes or for the end.
         let _ = rustix::io::write(agent, &note.to_bytes());
         sys::exit_now(0)
+    }
+
+    /// Enters the namespaces and counts them. Only system calls.
+    fn enter(&self, entered: &mut i32) -> Result<(), Errno> {
+        // Who is in them must not get at a process with the agent's ids and descriptors.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+        for (kind, place) in self.places {
+            namespaces::enter(*kind, *place)?;
+            *entered += 1;
+        }
+        Ok(())
     }
 
     fn understand(&self, note: Note) -> Result<Child, BirthError> {
