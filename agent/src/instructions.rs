@@ -41,7 +41,7 @@ pub struct ContainerInstructions {
     pub staging: String,
     /// Path of the container's cgroup.
     pub cgroup: String,
-    /// Namespaces to join.
+    /// Namespaces to join that the child was not born in.
     pub joined: Vec<(NamespaceKind, RawFd)>,
     /// Clone of the root, if the child may not clone it itself.
     pub root_tree: Option<RawFd>,
@@ -60,7 +60,7 @@ pub struct ExecInstructions {
     pub init: RawFd,
     /// `CLONE_NEW*` of the namespaces to enter.
     pub namespaces: u32,
-    /// Whether the container has a user namespace of its own.
+    /// Whether the container is in a user namespace other than the guest's.
     pub user_namespace: bool,
     /// What holds for every process of the container.
     pub rules: Rules,

@@ -13,10 +13,10 @@ use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
+use crate::birth::{Birth, BirthError, Place};
 use crate::connection::Connection;
 use crate::errno::Os;
 use crate::instructions::{ARGUMENT, CHANNEL};
-use crate::namespaces::{self, NamespaceError};
 use crate::sys::{self, Child, StringArray};
 
 /// The child could not be started.
@@ -31,12 +31,9 @@ pub enum LaunchError {
         #[source]
         source: Os,
     },
-    /// Entering the pid namespace it shall be born in.
-    #[error(transparent)]
-    Namespace(#[from] NamespaceError),
     /// Its birth.
-    #[error("start the process that sets the container up")]
-    Clone(#[source] Os),
+    #[error(transparent)]
+    Birth(#[from] BirthError),
     /// Its user namespace.
     #[error("write {mapping:?} to {path}")]
     Mapping {
@@ -59,8 +56,8 @@ pub struct Plan<'a> {
     pub clone_flags: u64,
     /// Its cgroup.
     pub cgroup: BorrowedFd<'a>,
-    /// An existing pid namespace to be born in, as a namespace or as a pidfd of a member.
-    pub pid_namespace: Option<BorrowedFd<'a>>,
+    /// Existing namespaces to be born in, as [`Birth::places`].
+    pub birthplaces: &'a [Place<'a>],
     /// Offsets of the clocks of the time namespace it gets, if it gets a new one.
     pub time_offsets: Option<&'a [TimeOffset]>,
     /// Standard streams; with a terminal all three are null at first.
@@ -72,13 +69,20 @@ pub struct Plan<'a> {
 }
 
 impl Plan<'_> {
-    /// Namespaces that the child makes itself once it is root of its new user namespace: what is in
+    /// Whether the child finds itself in a user namespace other than the agent's.
+    fn in_user_namespace(&self) -> bool {
+        let mut places = self.birthplaces.iter();
+        self.mappings.is_some() || places.any(|(kind, _)| *kind == NamespaceKind::User)
+    }
+
+    /// Namespaces that the child makes itself once it is root of its user namespace: what is in
     /// an ipc namespace from its beginning belongs to who makes it.
     fn late_flags(&self) -> c_int {
         let wanted = self.clone_flags & libc::CLONE_NEWIPC as u64 != 0;
-        match self.mappings {
-            Some(_) if wanted => libc::CLONE_NEWIPC,
-            _ => 0,
+        if wanted && self.in_user_namespace() {
+            libc::CLONE_NEWIPC
+        } else {
+            0
         }
     }
 }
@@ -138,16 +142,25 @@ pub fn launch(plan: &Plan<'_>) -> Result<Launched, LaunchError> {
         executable: plan.executable,
         arguments: StringArray::new(vec![
             CString::from(c"lazaret-agent"),
-            CString::new(ARGUMENT).map_err(|_| LaunchError::Clone(Os(Errno::INVAL)))?,
+            CString::new(ARGUMENT).map_err(|_| BirthError::Clone(Os(Errno::INVAL)))?,
         ]),
         environment: StringArray::new(Vec::new()),
         descriptors: theirs.each_ref().map(AsRawFd::as_raw_fd),
         inherited: plan.inherited.iter().map(AsRawFd::as_raw_fd).collect(),
         clocks: plan.time_offsets.map(offset_lines),
         gate: gate_read.as_ref().map(AsRawFd::as_raw_fd),
+        become_root: plan.in_user_namespace(),
         late_flags,
     };
-    let child = bear(plan, &start)?;
+    let birth = Birth {
+        flags: plan.clone_flags & !(late_flags as u64),
+        cgroup: plan.cgroup,
+        places: plan.birthplaces,
+    };
+    // SAFETY: `ChildStart::run` does nothing but system calls on data made before.
+    let Some(child) = unsafe { birth.bear() }? else {
+        start.run();
+    };
     if let (Some(mappings), Some(gate)) = (plan.mappings, gate_write) {
         let opened = write_mappings(child.pid, mappings).and_then(|()| {
             rustix::io::write(&gate, b"!").map_err(descriptor("gate"))?;
@@ -187,45 +200,6 @@ fn stream(stdio: Stdio, input: bool) -> Result<(Option<OwnedFd>, OwnedFd), Launc
     }
 }
 
-/// Forks the child, in the pid namespace it shall have.
-fn bear(plan: &Plan<'_>, start: &ChildStart<'_>) -> Result<Child, LaunchError> {
-    let own = match plan.pid_namespace {
-        None => None,
-        Some(target) => {
-            let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-            let own = openat(CWD, "/proc/self/ns/pid", flags, Mode::empty())
-                .map_err(descriptor("way back to the own pid namespace"))?;
-            // This changes where children are born, nothing about the agent itself.
-            rustix::thread::move_into_thread_name_spaces(
-                target,
-                rustix::thread::ThreadNameSpaceType::PROCESS_ID,
-            )
-            .map_err(|errno| NamespaceError::Join {
-                kind: NamespaceKind::Pid,
-                source: Os(errno),
-            })?;
-            Some(own)
-        }
-    };
-    // SAFETY: `ChildStart::run` does nothing but system calls on data made before.
-    let born = unsafe {
-        sys::clone3(
-            plan.clone_flags & !(plan.late_flags() as u64),
-            Some(plan.cgroup),
-        )
-    };
-    if let Ok(None) = born {
-        start.run();
-    }
-    if let Some(own) = own {
-        namespaces::join(NamespaceKind::Pid, own.as_fd())?;
-    }
-    match born.map_err(|errno| LaunchError::Clone(Os(errno)))? {
-        Some(child) => Ok(child),
-        None => sys::exit_now(EXIT_CODE),
-    }
-}
-
 /// Exit code of a child that failed before it could report anything.
 const EXIT_CODE: i32 = 120;
 
@@ -243,6 +217,7 @@ struct ChildStart<'a> {
     /// Lines for `timens_offsets` of a new time namespace.
     clocks: Option<String>,
     gate: Option<RawFd>,
+    become_root: bool,
     late_flags: c_int,
 }
 
@@ -254,7 +229,10 @@ impl ChildStart<'_> {
                 .unwrap_or_else(|_| sys::exit_now(EXIT_CODE_CLOCKS.into()));
         }
         if let Some(gate) = self.gate {
-            sys::pass_gate_as_root(gate)
+            sys::pass_gate(gate).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
+        }
+        if self.become_root {
+            sys::become_root()
                 .and_then(|()| sys::unshare_namespaces(self.late_flags))
                 .unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
         }

@@ -8,6 +8,7 @@
 //! The agent must not know OCI's `config.json`, images, or anything of the host.
 
 pub mod attributes;
+pub mod birth;
 pub mod bpf_compiler;
 pub mod capabilities;
 pub mod cgroup;

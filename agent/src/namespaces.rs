@@ -7,8 +7,10 @@ use std::rc::Rc;
 
 use lazaret_protocol::container::{Namespace, NamespaceKind};
 use rustix::fs::{CWD, Mode, OFlags, openat};
-use rustix::thread::{LinkNameSpaceType, ThreadNameSpaceType, move_into_link_name_space};
+use rustix::io::Errno;
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 
+use crate::birth::Place;
 use crate::errno::Os;
 use crate::process::Process;
 
@@ -21,14 +23,9 @@ pub enum NamespaceError {
     /// A container shares the guest's mounts, which it must not.
     #[error("a container needs a mount namespace of its own")]
     NoMount,
-    /// A kind that is only ever made new.
-    #[error("{} namespace of container {of:?} cannot be joined, only a new one can be made", name(*.kind))]
-    NotJoinable {
-        /// Its kind.
-        kind: NamespaceKind,
-        /// Whose it is.
-        of: String,
-    },
+    /// The mounts of another container, which already has its root there.
+    #[error("mount namespace of container {0:?} cannot be joined, only a new one can be made")]
+    NotJoinable(String),
     /// Id mappings and user namespace contradict each other.
     #[error("{0}")]
     Mappings(&'static str),
@@ -67,7 +64,7 @@ pub enum NamespaceError {
 pub struct Namespaces {
     /// Kinds made new.
     pub new: Vec<NamespaceKind>,
-    /// Kinds joined, user namespace first: entering the others may take its rights.
+    /// Kinds joined, user namespace last: who is in it has no rights over what is not below it.
     pub joined: Vec<(NamespaceKind, OwnedFd)>,
 }
 
@@ -99,12 +96,14 @@ impl Namespaces {
         if !namespaces.has(NamespaceKind::Mount) {
             return Err(NamespaceError::NoMount);
         }
-        match namespaces.is_new(NamespaceKind::User) {
+        let is_user = |(kind, _): &(NamespaceKind, OwnedFd)| *kind == NamespaceKind::User;
+        namespaces.joined.sort_by_key(is_user);
+        match namespaces.has(NamespaceKind::User) {
             true if !has_mappings => Err(NamespaceError::Mappings(
-                "a new user namespace needs uid and gid mappings",
+                "a user namespace needs uid and gid mappings",
             )),
             false if has_mappings => Err(NamespaceError::Mappings(
-                "uid and gid mappings need a new user namespace",
+                "uid and gid mappings need a user namespace",
             )),
             _ => Ok(namespaces),
         }
@@ -126,6 +125,21 @@ impl Namespaces {
         joined
             .find(|(joined, _)| *joined == kind)
             .map(|(_, fd)| fd.as_fd())
+    }
+
+    /// The joined namespaces that the child is born in, user namespace last; it enters the others
+    /// itself. Of a user namespace it has no way to those that are not below it. The cgroup
+    /// namespace is never among them: from another one's, none may lead to the child's cgroup.
+    pub fn birthplaces(&self) -> Vec<Place<'_>> {
+        let in_user_namespace = self.joined(NamespaceKind::User).is_some();
+        let joined = self.joined.iter().map(|(kind, fd)| (*kind, fd.as_fd()));
+        joined
+            .filter(|(kind, _)| match kind {
+                NamespaceKind::Cgroup => false,
+                NamespaceKind::Pid => true,
+                _ => in_user_namespace,
+            })
+            .collect()
     }
 
     /// `CLONE_NEW*` of what the child is born into. The cgroup namespace is not among them: its
@@ -159,8 +173,8 @@ fn open_of(
     init: Option<Rc<Process>>,
 ) -> Result<OwnedFd, NamespaceError> {
     let of = of.to_owned();
-    if matches!(kind, NamespaceKind::Mount | NamespaceKind::User) {
-        return Err(NamespaceError::NotJoinable { kind, of });
+    if kind == NamespaceKind::Mount {
+        return Err(NamespaceError::NotJoinable(of));
     }
     let Some(init) = init else {
         return Err(NamespaceError::Gone { kind, of });
@@ -187,25 +201,23 @@ fn link(kind: NamespaceKind) -> &'static str {
     }
 }
 
-/// Enters the namespace behind `fd`, which must be of `kind`.
+/// Enters the namespace behind `fd`, or that of the process behind it, which must be of `kind`.
 ///
 /// # Errors
 /// [`NamespaceError::Join`].
 pub fn join(kind: NamespaceKind, fd: BorrowedFd<'_>) -> Result<(), NamespaceError> {
-    let link = match kind {
-        NamespaceKind::Cgroup => LinkNameSpaceType::ControlGroup,
-        NamespaceKind::Ipc => LinkNameSpaceType::InterProcessCommunication,
-        NamespaceKind::Mount => LinkNameSpaceType::Mount,
-        NamespaceKind::Network => LinkNameSpaceType::Network,
-        NamespaceKind::Pid => LinkNameSpaceType::ProcessID,
-        NamespaceKind::Time => LinkNameSpaceType::Time,
-        NamespaceKind::User => LinkNameSpaceType::User,
-        NamespaceKind::Uts => LinkNameSpaceType::HostNameAndNISDomainName,
-    };
-    move_into_link_name_space(fd, Some(link)).map_err(|errno| {
+    enter(kind, fd).map_err(|errno| {
         let source = Os(errno);
         NamespaceError::Join { kind, source }
     })
+}
+
+/// As [`join`], for the time between fork and exec: only a system call.
+///
+/// # Errors
+/// Those of `setns(2)`.
+pub fn enter(kind: NamespaceKind, fd: BorrowedFd<'_>) -> Result<(), Errno> {
+    move_into_thread_name_spaces(fd, flag(kind))
 }
 
 fn flag(kind: NamespaceKind) -> ThreadNameSpaceType {

@@ -33,7 +33,8 @@ pub struct Child {
 }
 
 /// Forks with `clone3(2)`: the child shares nothing, starts in `cgroup` if one is given, and gets
-/// new namespaces as `flags` (`CLONE_NEW*`) says. Returns `None` in the child.
+/// new namespaces as `flags` (`CLONE_NEW*`) says. With `CLONE_PARENT` it is the child of the
+/// caller's parent. Returns `None` in the child.
 ///
 /// # Errors
 /// Those of `clone3(2)`.
@@ -47,7 +48,10 @@ pub unsafe fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>) -> Result<Optio
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
     arguments.flags = flags | libc::CLONE_PIDFD as u64;
     arguments.pidfd = (&raw mut pidfd) as u64;
-    arguments.exit_signal = libc::SIGCHLD as u64;
+    // A sibling signals its end as the caller does.
+    if flags & libc::CLONE_PARENT as u64 == 0 {
+        arguments.exit_signal = libc::SIGCHLD as u64;
+    }
     if let Some(cgroup) = cgroup {
         arguments.flags |= CLONE_INTO_CGROUP;
         arguments.cgroup = cgroup.as_raw_fd() as u64;
@@ -330,17 +334,27 @@ pub fn keep_on_exec(fd: RawFd) -> Result<(), Errno> {
 }
 
 /// Waits for one byte on `gate`, which says that this process's new user namespace has its
-/// mappings, and becomes root in it. For the time between fork and exec: only system calls.
+/// mappings. For the time between fork and exec: only a system call.
 ///
 /// # Errors
-/// Those of the calls; `EPIPE` when the other end was closed instead.
-pub fn pass_gate_as_root(gate: RawFd) -> Result<(), Errno> {
+/// Those of `read(2)`; `EPIPE` when the other end was closed instead.
+pub fn pass_gate(gate: RawFd) -> Result<(), Errno> {
     let mut byte = 0_u8;
     // SAFETY: one byte is read into a variable of one byte.
     let result = unsafe { libc::read(gate, (&raw mut byte).cast(), 1) };
-    if check(result as c_long)? != 1 {
-        return Err(Errno::PIPE);
+    if check(result as c_long)? == 1 {
+        Ok(())
+    } else {
+        Err(Errno::PIPE)
     }
+}
+
+/// Becomes root in this process's user namespace. For the time between fork and exec: only system
+/// calls.
+///
+/// # Errors
+/// Those of `setresuid(2)`; `EINVAL` when no id outside is mapped to it.
+pub fn become_root() -> Result<(), Errno> {
     // SAFETY: the system call itself, for this thread, takes only integers.
     check(unsafe { libc::syscall(libc::SYS_setresgid, 0, 0, 0) })?;
     // SAFETY: as above.

@@ -21,9 +21,9 @@ pub struct CreateContainer {
     pub domainname: String,
     /// Namespaces the container has of its own; it shares the others with the guest.
     pub namespaces: Vec<Namespace>,
-    /// User-namespace mapping of user ids.
+    /// Mapping of user ids of its user namespace, new or joined.
     pub uid_mappings: Vec<IdMapping>,
-    /// User-namespace mapping of group ids.
+    /// Mapping of group ids of its user namespace, new or joined.
     pub gid_mappings: Vec<IdMapping>,
     /// Mounts, in order.
     pub mounts: Vec<Mount>,

@@ -108,6 +108,7 @@ impl Sandbox {
             joins.push(Join {
                 path: path.clone(),
                 container: id.to_owned(),
+                user_namespace: record.user_namespace,
             });
         }
         Ok((sandbox, joins))
@@ -124,7 +125,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Directory of the container that the VM was made for, where its share is mounted.
+    /// Directory of the container that the VM was made for, where its share was mounted first.
     pub(crate) fn owner_dir(&self, dir: &StateDir) -> PathBuf {
         dir.path().with_file_name(&self.owner)
     }
@@ -202,6 +203,11 @@ pub(crate) fn leave(dir: &StateDir, record: &Record) -> Result<bool, StateError>
         member: heir.path().to_owned(),
     };
     sandbox.withdraw(dir);
+    let owner = sandbox.owner_dir(dir);
+    if let Err(error) = share::hand_over(record.vmm, &owner, dir.path(), heir.path()) {
+        // Nobody can join the sandbox then, but it goes on.
+        tracing::warn!("cannot keep the sandbox's files in place: {error}");
+    }
     if let Err(error) = host_cgroup::hand_over(dir, &heir, record.vmm.pid) {
         tracing::warn!("{}", log::chain(&error));
     }

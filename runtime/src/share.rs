@@ -179,8 +179,8 @@ impl Share {
         })
     }
 
-    /// Shows what is attached for `container` to the guest of `vmm`, whose share is in the state
-    /// directory `owner`.
+    /// Shows what is attached for `container` to the guest of `vmm`, whose share was mounted in the
+    /// state directory `owner`.
     ///
     /// # Errors
     /// [`ShareError::Mount`].
@@ -322,14 +322,29 @@ impl Share {
     }
 }
 
-/// Takes the files of container `id` away from the guest of `vmm`, whose share is in the state
-/// directory `owner`.
+/// Takes the files of container `id` away from the guest of `vmm`, whose share was mounted in the
+/// state directory `owner`.
 ///
 /// # Errors
 /// As the system calls; what is gone already is no error, but for the whole share.
 pub(crate) fn withdraw(vmm: ProcessId, owner: &Path, id: &str) -> io::Result<()> {
     let is_owner = owner.file_name().is_some_and(|name| name == id);
     SandboxShare::open(vmm, owner)?.detach(id, is_owner)?;
+    Ok(())
+}
+
+/// Moves the share of `vmm`, which was mounted in the state directory `owner`, to the state directory
+/// `heir` if it is in `leaving`, which is about to be removed.
+///
+/// # Errors
+/// As the system calls.
+pub(crate) fn hand_over(
+    vmm: ProcessId,
+    owner: &Path,
+    leaving: &Path,
+    heir: &Path,
+) -> io::Result<()> {
+    SandboxShare::open(vmm, owner)?.hand_over(leaving, heir)?;
     Ok(())
 }
 

@@ -21,7 +21,7 @@ use rustix::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{hooks::LaterHooks, process::ProcessId};
+use crate::{hooks::LaterHooks, plan::UserNamespace, process::ProcessId};
 
 mod size;
 mod status;
@@ -157,6 +157,9 @@ pub(crate) struct Record {
     /// Id of the container that the VM was made for, if that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) sandbox: Option<String>,
+    /// Its user namespace, if that is another one than the guest's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) user_namespace: Option<UserNamespace>,
     /// Size of the VM; none in the record of an older version.
     pub(crate) vm: Option<VmSize>,
     /// `linux.resources` as it is now, without rules about devices.

@@ -10,6 +10,7 @@ use lazaret_protocol::container::{
 use rustix::io::Errno;
 
 use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
+use crate::birth::BirthError;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
 use crate::device_node;
@@ -109,39 +110,58 @@ impl Container {
         namespaces: &Namespaces,
         cgroup: &Cgroup,
     ) -> Result<(String, Rc<process::Process>, Connection), ContainerError> {
+        let id = wanted.id.clone();
+        let made_nodes = match namespaces.has(NamespaceKind::User) {
+            true => wanted.devices.len(),
+            false => 0,
+        };
+        let started = Self::start_init(host, wanted, namespaces, cgroup).await;
+        device_node::remove_all(&id, made_nodes);
+        let (process, channel) = started?;
+        Ok((id, process, channel))
+    }
+
+    async fn start_init(
+        host: Host<'_>,
+        wanted: CreateContainer,
+        namespaces: &Namespaces,
+        cgroup: &Cgroup,
+    ) -> Result<(Rc<process::Process>, Connection), ContainerError> {
         let environment = host.environment;
-        let new_user = namespaces.is_new(NamespaceKind::User);
+        let in_user_namespace = namespaces.has(NamespaceKind::User);
+        let birthplaces = namespaces.birthplaces();
         let mut inherited = Inherited::default();
         let mut joined = Vec::new();
         for (kind, fd) in &namespaces.joined {
-            if *kind != NamespaceKind::Pid {
+            if birthplaces.iter().all(|(place, _)| place != kind) {
                 joined.push((*kind, inherited.pass(fd.as_fd())?));
             }
         }
         let mut made = Made::default();
-        if new_user {
+        if in_user_namespace {
             made = make_for_user_namespace(&environment.share, &wanted, &mut inherited)?;
-            let root_id = |mappings: &[IdMapping]| root_id(mappings);
-            cgroup.delegate(root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings))?;
         }
         let launched = launch::launch(&Plan {
             executable: &environment.executable,
             clone_flags: namespaces.clone_flags(),
             cgroup: cgroup.as_fd(),
-            pid_namespace: namespaces.joined(NamespaceKind::Pid),
+            birthplaces: &birthplaces,
             time_offsets: namespaces
                 .is_new(NamespaceKind::Time)
                 .then_some(&wanted.time_offsets),
             stdio: stdio_of(&wanted.process),
             inherited: &inherited.0,
-            mappings: new_user.then_some(Mappings {
+            mappings: namespaces.is_new(NamespaceKind::User).then_some(Mappings {
                 uid: &wanted.uid_mappings,
                 gid: &wanted.gid_mappings,
             }),
         })?;
         drop(inherited);
-        let device_count = made.nodes.len();
-        let id = wanted.id.clone();
+        if in_user_namespace {
+            // Not before somebody was put into it, for which it has to be the agent's.
+            let (uid, gid) = (root_id(&wanted.uid_mappings), root_id(&wanted.gid_mappings));
+            cgroup.delegate(uid, gid)?;
+        }
         let limits = wanted.process.rlimits.clone();
         let score = wanted.process.oom_score_adj;
         let _interpreted = host.interpreted(wanted.seccomp.is_some());
@@ -155,10 +175,7 @@ impl Container {
             trees: made.trees,
             nodes: made.nodes,
         }));
-        let guided = guide(host, launched, &instructions, score, &limits).await;
-        device_node::remove_all(&id, device_count);
-        let (process, channel) = guided?;
-        Ok((id, process, channel))
+        guide(host, launched, &instructions, score, &limits).await
     }
 
     /// Runs a further process in the container.
@@ -200,12 +217,13 @@ impl Container {
         let number = init.as_raw_fd();
         let inherited = [init];
         let stdio = stdio_of(&wanted);
+        let birthplaces = [(NamespaceKind::Pid, self.init.pidfd())];
         let launch = |cgroup: BorrowedFd<'_>| {
             launch::launch(&Plan {
                 executable: &host.environment.executable,
                 clone_flags: 0,
                 cgroup,
-                pid_namespace: Some(self.init.pidfd()),
+                birthplaces: &birthplaces,
                 time_offsets: None,
                 stdio,
                 inherited: &inherited,
@@ -218,13 +236,15 @@ impl Container {
         };
         let launched = match launch(chosen.as_ref().map_or(self.cgroup.as_fd(), AsFd::as_fd)) {
             // The container made cgroups below its own, which may then hold no process itself.
-            Err(LaunchError::Clone(Os(Errno::BUSY))) if chosen.is_none() => {
+            Err(LaunchError::Birth(BirthError::Clone(Os(Errno::BUSY)))) if chosen.is_none() => {
                 let mount = &host.environment.cgroup_mount;
                 let cgroup = cgroup::open_cgroup_of(self.init.pid(), mount);
-                let cgroup = cgroup.map_err(LaunchError::Clone)?;
+                let cgroup = cgroup
+                    .map_err(BirthError::Clone)
+                    .map_err(LaunchError::from)?;
                 launch(cgroup.as_fd())?
             }
-            Err(LaunchError::Clone(Os(Errno::BUSY))) => {
+            Err(LaunchError::Birth(BirthError::Clone(Os(Errno::BUSY)))) => {
                 return Err(self.cgroup.refused(below, Errno::BUSY).into());
             }
             launched => launched?,
@@ -247,7 +267,7 @@ impl Container {
     }
 }
 
-/// Makes what a child in a new user namespace, which has no rights over the guest's mounts and
+/// Makes what a child in a user namespace, which has no rights over the guest's mounts and
 /// devices, needs of them.
 fn make_for_user_namespace(
     share: &Path,

@@ -117,10 +117,10 @@ pub fn main() -> ! {
 
 /// Returns `Ok` when the agent lets go of the child instead of starting it.
 fn run(channel: &mut UnixStream) -> Result<(), InitError> {
-    let instructions = frame::read(channel).map_err(InitError::Instructions)?;
-    // The container's processes, whose namespaces are entered now, must not get at this one.
+    // Processes of containers, whose namespaces this one is in or enters, must not get at it.
     set_dumpable_behavior(DumpableBehavior::NotDumpable)
         .map_err(InitError::step("become undumpable"))?;
+    let instructions = frame::read(channel).map_err(InitError::Instructions)?;
     rustix::process::umask(rustix::fs::Mode::empty());
     let (rules, hooks, (process, terminal)) = match instructions {
         Instructions::Container(mut instructions) => {

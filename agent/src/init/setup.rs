@@ -31,9 +31,7 @@ pub(super) fn build(
         nodes,
     } = instructions;
     for (kind, fd) in joined {
-        if kind != NamespaceKind::Pid {
-            namespaces::join(kind, take(fd).as_fd())?;
-        }
+        namespaces::join(kind, take(fd).as_fd())?;
     }
     let own = |kind| {
         container

@@ -160,12 +160,17 @@ fn contradictions_are_refused() {
         (
             vec![user],
             true,
-            "a new user namespace needs uid and gid mappings",
+            "a user namespace needs uid and gid mappings",
+        ),
+        (
+            vec![kind(NamespaceKind::Mount, Some("b"))],
+            false,
+            "mount namespace of container \"b\" cannot be joined, only a new one can be made",
         ),
         (
             vec![kind(NamespaceKind::User, Some("b"))],
             true,
-            "user namespace of container \"b\" cannot be joined, only a new one can be made",
+            "user namespace of container \"b\": container not running",
         ),
         (
             vec![kind(NamespaceKind::Network, Some("b"))],

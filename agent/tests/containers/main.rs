@@ -12,4 +12,5 @@ mod process;
 mod rules;
 mod stdio;
 mod terminal;
+mod user;
 mod wire;

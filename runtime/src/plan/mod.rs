@@ -10,7 +10,7 @@ use lazaret_protocol::{
     container::{CpuAffinity, CreateContainer, IdMapping, Process, Root, Stdio},
     vm::VmConfig,
 };
-use oci_spec::runtime::{Linux, LinuxIdMapping, LinuxNamespaceType, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, Spec};
 use serde::Serialize;
 
 use crate::{bundle::Bundle, caller::Caller, config::Config, seccomp::Profile};
@@ -33,6 +33,7 @@ mod seccomp;
 mod size;
 mod unsupported;
 mod update;
+mod user_namespace;
 mod vm;
 
 use limits::Limits;
@@ -47,6 +48,7 @@ pub(crate) use mounts::KEPT_FLAGS;
 pub(crate) use options::MS_NOSYMFOLLOW;
 pub(crate) use process::{capabilities, capability, inherit, process};
 pub(crate) use update::{limits, vcpus};
+pub(crate) use user_namespace::UserNamespace;
 pub(crate) use vm::{FD_COUNT, FdIndex};
 
 /// What the plan needs to know besides the bundle and the configuration.
@@ -81,6 +83,8 @@ pub(crate) struct Join {
     pub(crate) path: PathBuf,
     /// Id of the container.
     pub(crate) container: String,
+    /// Its user namespace, if it is in one other than the guest's.
+    pub(crate) user_namespace: Option<UserNamespace>,
 }
 
 /// Everything `create` is going to do.
@@ -213,7 +217,8 @@ pub(crate) fn plan(
     let limits = Limits::of(resources)?;
     let cgroup = resources::resources(resources, &limits, circumstances, &mut warnings)?;
     let (root, root_share) = root(bundle, linux, circumstances.id)?;
-    let mounts = mounts::mounts(bundle, circumstances.id, &mut warnings)?;
+    let user_namespace = user_namespace::user_namespace(linux, circumstances.joins)?;
+    let mounts = mounts::mounts(bundle, circumstances.id, &user_namespace, &mut warnings)?;
     let (hooks, start_hooks) = hooks::hooks(bundle, circumstances.id)?;
     let mut shares = vec![root_share];
     shares.extend(mounts.shares);
@@ -227,8 +232,8 @@ pub(crate) fn plan(
         domainname: host_name("domainname", spec.domainname(), linux)?,
         time_offsets: domain::time_offsets(linux, &namespaces)?,
         namespaces,
-        uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
-        gid_mappings: id_mappings(linux.and_then(|linux| linux.gid_mappings().as_ref())),
+        uid_mappings: user_namespace.uids,
+        gid_mappings: user_namespace.gids,
         mounts: mounts.mounts,
         devices: devices::nodes(linux, circumstances, &mut warnings)?,
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
@@ -355,19 +360,6 @@ fn root(bundle: &Bundle, linux: Option<&Linux>, id: &str) -> Result<(Root, Share
         propagation,
     };
     Ok((root, share))
-}
-
-fn id_mappings(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdMapping> {
-    mappings
-        .map(Vec::as_slice)
-        .unwrap_or_default()
-        .iter()
-        .map(|mapping| IdMapping {
-            container_id: mapping.container_id(),
-            host_id: mapping.host_id(),
-            size: mapping.size(),
-        })
-        .collect()
 }
 
 fn absolute_paths(

@@ -5,7 +5,10 @@ use std::path::{Component, Path, PathBuf};
 use lazaret_protocol::container::{Mount, MountSource};
 use oci_spec::runtime as oci;
 
-use super::{IdMap, PlanError, Share, id_mappings, options};
+use super::{
+    IdMap, PlanError, Share, options,
+    user_namespace::{UserNamespace, id_mappings},
+};
 use crate::bundle::Bundle;
 
 /// Host trees whose place the guest's own take: what lies there is the kernel's, not a file's.
@@ -31,13 +34,14 @@ pub(super) struct Mounts {
     pub(super) shares: Vec<Share>,
 }
 
-/// Translates `mounts` of the spec for container `id`.
+/// Translates `mounts` of the spec for container `id`, which is in `user_namespace`.
 ///
 /// # Errors
 /// [`PlanError`], which names the mount by its index.
 pub(super) fn mounts(
     bundle: &Bundle,
     id: &str,
+    user_namespace: &UserNamespace,
     warnings: &mut Vec<String>,
 ) -> Result<Mounts, PlanError> {
     let listed = bundle.spec.mounts().as_deref().unwrap_or_default();
@@ -52,7 +56,7 @@ pub(super) fn mounts(
         let fs_type = mount.typ().as_deref().unwrap_or_default();
         let is_overlay = fs_type == "overlay";
         let is_bind = fs_type == "bind" || options.flags & libc::MS_BIND != 0;
-        let id_map = id_map(bundle, mount, &options, is_bind, &field)?;
+        let id_map = id_map(user_namespace, mount, &options, is_bind, &field)?;
         let share_path = format!("{id}/mounts/{}", result.shares.len());
         let source = if is_bind {
             let (source, share) = bind(bundle, mount, &field, &options, share_path, id_map)?;
@@ -87,7 +91,7 @@ pub(super) fn mounts(
 /// How a mount maps ids: as it says itself, or with the option alone as the container's user
 /// namespace does. The rules are runc's.
 fn id_map(
-    bundle: &Bundle,
+    user_namespace: &UserNamespace,
     mount: &oci::Mount,
     options: &options::Options,
     is_bind: bool,
@@ -105,16 +109,14 @@ fn id_map(
             "id-mapped mounts are only supported for bind-mounts",
         ));
     }
-    let linux = bundle.spec.linux().as_ref();
-    let (uids, gids) = if has_uids || has_gids {
-        (uids.as_ref(), gids.as_ref())
+    let UserNamespace { uids, gids } = if has_uids || has_gids {
+        UserNamespace {
+            uids: id_mappings(uids.as_ref()),
+            gids: id_mappings(gids.as_ref()),
+        }
     } else {
-        (
-            linux.and_then(|linux| linux.uid_mappings().as_ref()),
-            linux.and_then(|linux| linux.gid_mappings().as_ref()),
-        )
+        user_namespace.clone()
     };
-    let (uids, gids) = (id_mappings(uids), id_mappings(gids));
     if uids.is_empty() || gids.is_empty() {
         return Err(PlanError::invalid(
             field,

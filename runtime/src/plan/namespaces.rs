@@ -33,6 +33,9 @@ pub(super) fn namespaces(
             return Err(PlanError::invalid(field, what));
         }
         let path = path_of(namespace);
+        if let (Some(path), NamespaceKind::Mount) = (path, kind) {
+            return Err(mounts_not_joinable(&field, path));
+        }
         let of = path
             .map(|path| joined(&field, namespace.typ(), path, joins))
             .transpose()?
@@ -73,7 +76,8 @@ fn new(kind: NamespaceKind) -> Namespace {
     Namespace { kind, of: None }
 }
 
-fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
+/// The path of a namespace, if it has one.
+pub(super) fn path_of(namespace: &LinuxNamespace) -> Option<&Path> {
     let path = namespace.path().as_deref();
     path.filter(|path| !path.as_os_str().is_empty())
 }
@@ -88,9 +92,6 @@ fn joined(
     let Some(join) = joins.iter().find(|join| join.path == path) else {
         return Ok(None);
     };
-    if matches!(wanted, LinuxNamespaceType::Mount | LinuxNamespaceType::User) {
-        return Err(not_joinable(field, path));
-    }
     if !path.ends_with(link(wanted)) {
         let problem = format!("{} is no {wanted} namespace", path.display());
         return Err(PlanError::invalid(format!("{field}.path"), problem));
@@ -101,13 +102,28 @@ fn joined(
 fn not_joinable(field: &str, path: &Path) -> PlanError {
     PlanError::unsupported(
         format!("{field}.path"),
-        format!("joining the namespace {} is", path.display()),
+        format!(
+            "joining {}, which is no namespace of a running container of this runtime, is",
+            path.display()
+        ),
+    )
+}
+
+/// In the mount namespace of another container there is no way to the container's own root file
+/// system, and what is mounted there is the other's.
+fn mounts_not_joinable(field: &str, path: &Path) -> PlanError {
+    PlanError::unsupported(
+        format!("{field}.path"),
+        format!(
+            "a container's root file system is mounted in a mount namespace of its own: joining {} is",
+            path.display()
+        ),
     )
 }
 
 /// Whether the container needs a network namespace beside the guest's own, which is the network of
 /// the sandbox's first container: any other one does that wants a new one, and the first does if it
-/// is to have rights over it from a new user namespace, without which it cannot mount sysfs.
+/// is to have rights over it from a user namespace, without which it cannot mount sysfs.
 fn needs_network(
     namespaces: &[Namespace],
     network: Option<&Option<PathBuf>>,

@@ -338,7 +338,8 @@ fn every_refusal_names_its_field() {
         (
             "/linux/namespaces",
             json!([{"type": "uts", "path": "/proc/1/ns/uts"}]),
-            "linux.namespaces[0].path: joining the namespace /proc/1/ns/uts is not supported",
+            "linux.namespaces[0].path: joining /proc/1/ns/uts, which is no namespace of a running \
+             container of this runtime, is not supported",
         ),
         (
             "/linux/namespaces",

@@ -1,9 +1,14 @@
 //! The share of a sandbox that has containers already: its directory lies in the mount namespace of
 //! its VMM, where a further container's files are put and taken away. Called by [`super`].
+//!
+//! It is mounted in the state directory of one of the containers: the one that the VM was made for,
+//! and when that is deleted, another one. The kernel unmounts what is mounted on a directory that is
+//! removed, in all namespaces.
 
 use std::{
-    os::fd::{AsFd as _, OwnedFd},
-    path::Path,
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::{Path, PathBuf},
 };
 
 use rustix::{
@@ -27,23 +32,26 @@ pub(crate) struct SandboxShare {
     root: OwnedFd,
     /// The share's top.
     top: OwnedFd,
+    /// The state directory that it is mounted in.
+    place: PathBuf,
 }
 
 impl SandboxShare {
-    /// Opens the share that is mounted in the state directory `owner` for the VM `vmm`.
+    /// Opens the share of the VM `vmm`, which was mounted in the state directory `owner`.
     ///
     /// # Errors
-    /// `ENOENT` when the directory was deleted; `ESRCH` when the VM has ended; as `open(2)`.
+    /// `ENOENT` when it is mounted in no state directory; `ESRCH` when the VM has ended; as `open(2)`.
     pub(crate) fn open(vmm: ProcessId, owner: &Path) -> Result<Self, Errno> {
         let process = format!("/proc/{}", vmm.pid);
         let path = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let read = OFlags::RDONLY | OFlags::CLOEXEC;
         let root = rustix::fs::open(format!("{process}/root"), path, Mode::empty())?;
-        let inside = owner.strip_prefix("/").unwrap_or(owner).join(MOUNT_POINT);
+        let (place, top) = find(&root, owner)?;
         let share = Self {
             namespace: rustix::fs::open(format!("{process}/ns/mnt"), read, Mode::empty())?,
-            top: rustix::fs::openat(&root, inside, path, Mode::empty())?,
             root,
+            top,
+            place,
         };
         // Alive after opening: all of that was its.
         if vmm.is_alive() {
@@ -105,6 +113,17 @@ impl SandboxShare {
         })
     }
 
+    /// Moves the share to the state directory `to` if it is in `from`, which is going to be removed.
+    pub(super) fn hand_over(&self, from: &Path, to: &Path) -> Result<(), Errno> {
+        if self.place != from {
+            return Ok(());
+        }
+        let (_, place) = mount_point(&self.root, to)?;
+        let flags =
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        self.within(|| rustix::mount::move_mount(&self.top, "", &place, "", flags))
+    }
+
     /// The share's directory for writing, which it is not for the guest.
     fn writable(&self) -> Result<OwnedFd, Errno> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -134,6 +153,40 @@ impl SandboxShare {
     }
 }
 
+/// The state directory that the share is mounted in, below the VMM's `root`: `owner`, or another one
+/// beside it; and the share's top.
+fn find(root: &OwnedFd, owner: &Path) -> Result<(PathBuf, OwnedFd), Errno> {
+    let mounted = |directory: &Path| -> Result<Option<OwnedFd>, Errno> {
+        match mount_point(root, directory) {
+            Ok((state, top)) => Ok((mount_id(&state, "")? != mount_id(&top, "")?).then_some(top)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Ok(None),
+            Err(error) => Err(error),
+        }
+    };
+    if let Some(top) = mounted(owner)? {
+        return Ok((owner.to_owned(), top));
+    }
+    let others = fs::read_dir(owner.parent().ok_or(Errno::NOENT)?);
+    for other in others.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))? {
+        // One that cannot be read is not there any more.
+        if let Ok(other) = other
+            && let Some(top) = mounted(&other.path())?
+        {
+            return Ok((other.path(), top));
+        }
+    }
+    Err(Errno::NOENT)
+}
+
+/// A state directory as it is below `root`, and the directory in it that a share is mounted on.
+fn mount_point(root: &OwnedFd, state: &Path) -> Result<(OwnedFd, OwnedFd), Errno> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let inside = state.strip_prefix("/").unwrap_or(state);
+    let state = rustix::fs::openat(root, inside, flags, Mode::empty())?;
+    let point = rustix::fs::openat(&state, MOUNT_POINT, flags, Mode::empty())?;
+    Ok((state, point))
+}
+
 fn set(mount: &OwnedFd, set: u64, clear: u64) -> Result<(), Errno> {
     let attributes = MountAttributes {
         set,
@@ -155,7 +208,7 @@ fn unmount(path: &str) -> Result<bool, Errno> {
 }
 
 /// The kernel's number of the mount that `path` is on.
-fn mount_id(directory: impl std::os::fd::AsFd, path: &str) -> Result<u64, Errno> {
+fn mount_id(directory: impl AsFd, path: &str) -> Result<u64, Errno> {
     let flags = AtFlags::EMPTY_PATH | AtFlags::NO_AUTOMOUNT;
     let statx = rustix::fs::statx(directory, path, flags, StatxFlags::MNT_ID)?;
     Ok(statx.stx_mnt_id)

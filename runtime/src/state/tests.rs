@@ -28,6 +28,7 @@ fn record(phase: Phase, monitor: ProcessId) -> Record {
         exit_code: None,
         hooks: LaterHooks::default(),
         sandbox: None,
+        user_namespace: None,
         vm: None,
         resources: Default::default(),
     }

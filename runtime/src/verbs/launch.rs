@@ -16,7 +16,7 @@ use crate::{
     host_cgroup::{self, CgroupError, HostCgroup},
     log,
     monitor::{self, ContainerJob, stdio},
-    plan::{self, Circumstances, Plan},
+    plan::{self, Circumstances, Plan, UserNamespace},
     process::ProcessId,
     sandbox::Sandbox,
     state::{ContainerId, Phase, Record, StateDir, VmSize},
@@ -128,6 +128,11 @@ fn record(bundle: Bundle, plan: &Plan, sandbox: Option<&Sandbox>) -> Record {
         exit_code: None,
         hooks: later_hooks(plan),
         sandbox: sandbox.map(|sandbox| sandbox.owner.clone()),
+        user_namespace: Some(UserNamespace {
+            uids: plan.container.uid_mappings.clone(),
+            gids: plan.container.gid_mappings.clone(),
+        })
+        .filter(|namespace| !namespace.is_guests()),
         vm: match sandbox {
             Some(sandbox) => sandbox.size,
             None => Some(VmSize {

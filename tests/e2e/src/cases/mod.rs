@@ -31,6 +31,7 @@ mod shell;
 mod signals;
 mod specification;
 mod stdio;
+mod userns;
 mod verbs;
 mod vm;
 
@@ -67,6 +68,7 @@ const TOPICS: &[&Topic] = &[
     &differential::TOPIC,
     &joined::TOPIC,
     &sandbox::TOPIC,
+    &userns::TOPIC,
     &engines::podman::TOPIC,
     &engines::docker::TOPIC,
     &engines::images::TOPIC,

@@ -29,6 +29,7 @@ const CASES: &[Case] = &[
     case!(what_is_not_joined_is_own),
     case!(files_are_each_ones_own),
     case!(first_may_end_first),
+    case!(goes_from_one_to_the_next),
     case!(last_may_come_again),
     case!(pid_namespace_ends_with_its_first_process),
     case!(killed_by_pid_it_leaves_the_other_alone),
@@ -81,7 +82,7 @@ fn put(arguments: &[String]) -> Result<u8> {
 }
 
 /// Has `bundle` join namespaces of the container `id`.
-fn join(test: &Test, bundle: &mut Bundle, id: &str, kinds: &[&str]) -> Result<()> {
+pub(super) fn join(test: &Test, bundle: &mut Bundle, id: &str, kinds: &[&str]) -> Result<()> {
     let pid = test.runtime.pid(id)?.as_raw_nonzero();
     let listed = bundle.config["linux"]["namespaces"].as_array_mut();
     for namespace in listed.context("a list of namespaces")? {
@@ -116,7 +117,7 @@ fn namespaces_of(test: &Test, id: &str) -> Result<Value> {
 }
 
 /// Demands that an exec works in the container.
-fn lives(test: &Test, id: &str) -> Result<()> {
+pub(super) fn lives(test: &Test, id: &str) -> Result<()> {
     test.runtime.status_is(id, "running")?;
     let shown = test
         .runtime
@@ -224,6 +225,26 @@ fn first_may_end_first(test: &Test) -> Result<()> {
     ensure!(written == "late\n", "{written:?}");
     test.runtime.delete(&second.id).succeed()?;
     Ok(())
+}
+
+/// Each joins the one before, which then is deleted.
+fn goes_from_one_to_the_next(test: &Test) -> Result<()> {
+    let mut last = test.idle_bundle()?;
+    test.runtime.launch(&last)?;
+    let ipc = namespaces_of(test, &last.id)?["ipc"].take();
+    for _ in 0..3 {
+        let mut next = test.idle_bundle()?;
+        join(test, &mut next, &last.id, &["ipc"])?;
+        test.runtime.launch(&next)?;
+        test.runtime.destroy(&last.id)?;
+        nobody_has_mounts_of(&last)?;
+        fs::remove_dir_all(&last.directory)?;
+        let own = namespaces_of(test, &next.id)?["ipc"].take();
+        ensure!(own == ipc, "{own}, expected {ipc}");
+        last = next;
+    }
+    lives(test, &last.id)?;
+    test.runtime.destroy(&last.id)
 }
 
 fn last_may_come_again(test: &Test) -> Result<()> {

@@ -101,8 +101,24 @@ fn own_options(test: &Test) -> Result<()> {
         podman.exec(&["touch", "/ok"])?;
         podman.call(&["healthcheck", "run", NAME]).succeed()?;
         top(podman)?;
-        podman.remove()
+        podman.remove()?;
+        users_of_another(podman)
     })
+}
+
+/// A container in the user namespace of a running one.
+fn users_of_another(podman: &Engine<'_>) -> Result<()> {
+    podman.launch(&["--userns=auto"], SERVICE)?;
+    let show = "readlink /proc/self/ns/user; cat /proc/self/uid_map /proc/self/gid_map";
+    let theirs = podman.exec(&["sh", "-c", show])?.stdout;
+    let options = [
+        format!("--userns=container:{NAME}"),
+        format!("--ipc=container:{NAME}"),
+    ];
+    let script = format!("{show}; touch /x; stat -c %u /x /bin /dev/mqueue");
+    let said = podman.script(&options.each_ref().map(String::as_str), &script)?;
+    is(&said, &format!("{theirs}0\n0\n0\n"))?;
+    podman.remove()
 }
 
 fn top(podman: &Engine<'_>) -> Result<()> {
