@@ -370,7 +370,7 @@ fn run_container(dir: &StateDir, cgroup: &HostCgroup, created: Created) -> u8 {
             log::monitor_phase("process has ended");
             store_exit(dir, status.shell_code());
             log::monitor_phase("exit code stored");
-            if leave(dir) {
+            if leave(dir, cgroup, &mut vm) {
                 log::monitor_phase("guest shut down");
                 vm.shut_down();
                 log::monitor_phase("VMM has ended");
@@ -393,7 +393,7 @@ fn run_container(dir: &StateDir, cgroup: &HostCgroup, created: Created) -> u8 {
 }
 
 /// Takes the ended container out of its guest; tells whether the guest has nothing left to do.
-fn leave(dir: &StateDir) -> bool {
+fn leave(dir: &StateDir, cgroup: &HostCgroup, vm: &mut Machine) -> bool {
     let request = Request::Leave {
         container: dir.id().as_str().to_owned(),
     };
@@ -402,7 +402,12 @@ fn leave(dir: &StateDir) -> bool {
         // The container has ended: whether its guest still obeys changes nothing for it.
         Ok(_) => true,
         Err(error) => {
-            tracing::debug!("{}", log::chain(&error));
+            let error = explain(error.into(), vm, cgroup);
+            tracing::warn!(
+                id = dir.id().as_str(),
+                "guest did not let go of the ended container: {}",
+                log::chain(&error)
+            );
             false
         }
     };

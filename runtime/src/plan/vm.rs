@@ -50,7 +50,8 @@ const SHARE_QUEUES_MAX: u16 = 4;
 const CONSOLE_RING_BYTES: u32 = 16 << 10;
 
 /// What every guest kernel is told. A reset must reach the VMM at once and tell a panic from a
-/// reboot (`reboot=k,panic_warm panic=-1`); there is no keyboard behind the i8042 and no timer to
+/// reboot (`reboot=k,panic_warm panic=-1`), and a fault of the kernel is a panic, for what goes on
+/// after one may wait for ever (`oops=panic`); there is no keyboard behind the i8042 and no timer to
 /// calibrate against; the TSC is the host's and stable; waiting for a grace period would cost more
 /// than the few CPUs are worth; a guest with one CPU keeps its lock prefixes, as taking them out at
 /// boot costs a sixth of the whole start (`noreplace-smp`); RDRAND may be trusted as far as the
@@ -58,7 +59,7 @@ const CONSOLE_RING_BYTES: u32 = 16 << 10;
 /// ciphers; there is no dummy network interface until a container makes one, as in any other network
 /// namespace; and the initramfs stays in memory, for giving it back means overwriting it first, page
 /// by page, and each page is the host's page cache until then.
-const COMMAND_LINE: &str = "reboot=k,panic_warm panic=-1 i8042.noaux i8042.nomux i8042.nopnp \
+const COMMAND_LINE: &str = "reboot=k,panic_warm panic=-1 oops=panic i8042.noaux i8042.nomux i8042.nopnp \
      i8042.dumbkbd no_timer_check tsc=reliable rcupdate.rcu_expedited=1 noreplace-smp \
      random.trust_cpu=on cryptomgr.notests dummy.numdummies=0 retain_initrd";
 

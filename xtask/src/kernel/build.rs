@@ -14,6 +14,7 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::config;
+use super::patches::Patch;
 use super::source::Source;
 use crate::{cache, process};
 
@@ -35,6 +36,8 @@ pub(super) struct Build<'a> {
     pub fragments: &'a str,
     /// The sources.
     pub source: &'a Source,
+    /// What is changed in them.
+    pub patches: &'a [Patch],
 }
 
 impl Build<'_> {
@@ -43,7 +46,7 @@ impl Build<'_> {
     /// # Errors
     /// If an option cannot be set, or compiling fails.
     pub(super) fn run(&self, product: &Path) -> Result<()> {
-        let tree = self.source.unpacked()?;
+        let tree = self.source.unpacked(self.patches)?;
         let objects = cache::root()?
             .join("kernel-objects")
             .join(format!("{}-{}", self.name, self.key));

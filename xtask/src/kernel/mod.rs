@@ -1,10 +1,11 @@
 //! `cargo xtask kernel`: the guest's kernel and the emulated host's, built once and cached.
 //!
 //! A kernel is `allnoconfig` plus the fragments of its folder, without modules. The cache key
-//! covers the fragments, the sources' version and the tools' versions.
+//! covers the fragments, the patches, the sources' version and the tools' versions.
 
 mod build;
 mod config;
+mod patches;
 mod source;
 
 use std::path::PathBuf;
@@ -13,13 +14,14 @@ use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 use crate::{cache, packages, process, workspace};
+use patches::Patch;
 use source::Source;
 
 /// Bumped when the way a kernel is built changes what comes out.
 const RECIPE: u32 = 1;
 
 /// Packages without which no kernel can be built.
-const PACKAGES: [&str; 8] = [
+const PACKAGES: [&str; 9] = [
     "bc",
     "bison",
     "binutils",
@@ -27,6 +29,7 @@ const PACKAGES: [&str; 8] = [
     "gcc",
     "libelf-dev",
     "make",
+    "patch",
     "xz-utils",
 ];
 
@@ -53,6 +56,14 @@ impl Kernel {
             Self::Guest => "guest-kernel/fragments",
             Self::Host => "tests/emulated-host/kernel",
         })
+    }
+
+    /// What is changed in its sources.
+    fn patches(self) -> Result<Vec<Patch>> {
+        match self {
+            Self::Guest => Patch::read_all(&workspace::root().join("guest-kernel/patches")),
+            Self::Host => Ok(Vec::new()),
+        }
     }
 
     /// How many steps its build reports, for the progress bar; a little off does no harm.
@@ -103,13 +114,17 @@ fn find(kernel: Kernel, source: Option<PathBuf>) -> Result<PathBuf> {
     packages::ensure(&PACKAGES, "to build kernels")?;
     let source = Source::find(source)?;
     let fragments = config::read(&kernel.fragments())?;
-    let key = cache::key([
+    let patches = kernel.patches()?;
+    let (gcc, ld) = (tool_version("gcc")?, tool_version("ld")?);
+    let recipe = RECIPE.to_le_bytes();
+    let inputs = [
         fragments.as_bytes(),
         source.identity().as_bytes(),
-        tool_version("gcc")?.as_bytes(),
-        tool_version("ld")?.as_bytes(),
-        &RECIPE.to_le_bytes(),
-    ]);
+        gcc.as_bytes(),
+        ld.as_bytes(),
+        &recipe,
+    ];
+    let key = cache::key(inputs.into_iter().chain(patches.iter().map(Patch::text)));
     let name = format!("{}-{key}", kernel.name());
     let entry = cache::entry("kernels", &name, |product| {
         build::Build {
@@ -118,6 +133,7 @@ fn find(kernel: Kernel, source: Option<PathBuf>) -> Result<PathBuf> {
             steps: kernel.steps(),
             fragments: &fragments,
             source: &source,
+            patches: &patches,
         }
         .run(product)
         .with_context(|| format!("building the {} kernel", kernel.name()))

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
+use super::patches::Patch;
 use crate::{cache, packages, process};
 
 /// Debian's package of the sources.
@@ -71,15 +72,27 @@ impl Source {
         }
     }
 
-    /// The unpacked tree. It is not written to by a build.
+    /// The unpacked tree with `patches`. It is not written to by a build.
     ///
     /// # Errors
-    /// If unpacking fails.
-    pub(super) fn unpacked(&self) -> Result<PathBuf> {
+    /// If unpacking fails, or a patch does not fit or is missing from the user's tree.
+    pub(super) fn unpacked(&self, patches: &[Patch]) -> Result<PathBuf> {
         match self {
-            Self::Tree { path, .. } => Ok(path.clone()),
+            Self::Tree { path, .. } => {
+                for patch in patches {
+                    if !patch.is_in(path)? {
+                        bail!(
+                            "{} lacks {}: apply it with `patch -p1`",
+                            path.display(),
+                            patch.name()
+                        );
+                    }
+                }
+                Ok(path.clone())
+            }
             Self::Tarball { path, identity } => {
-                let name = cache::key([identity.as_bytes()]);
+                let texts = patches.iter().map(Patch::text);
+                let name = cache::key(std::iter::once(identity.as_bytes()).chain(texts));
                 cache::entry("kernel-sources", &name, |folder| {
                     eprintln!("unpacking {}", path.display());
                     process::run(
@@ -88,7 +101,8 @@ impl Source {
                             .arg(path)
                             .arg("--directory")
                             .arg(folder),
-                    )
+                    )?;
+                    patches.iter().try_for_each(|patch| patch.apply(folder))
                 })
             }
         }

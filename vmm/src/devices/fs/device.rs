@@ -5,8 +5,9 @@ use std::{io, os::fd::OwnedFd, sync::Arc};
 use lazaret_protocol::vm::FsConfig;
 use serde::{Deserialize, Serialize};
 use virtio_bindings::{
-    virtio_config::VIRTIO_F_VERSION_1, virtio_ids::VIRTIO_ID_FS,
-    virtio_ring::VIRTIO_RING_F_INDIRECT_DESC,
+    virtio_config::VIRTIO_F_VERSION_1,
+    virtio_ids::VIRTIO_ID_FS,
+    virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC},
 };
 
 use super::{
@@ -171,10 +172,8 @@ impl VirtioDevice for Fs {
         &self.queue_sizes
     }
 
-    /// Without `VIRTIO_F_EVENT_IDX`: with it, Linux 6.12 now and then waited for ever for an answer that
-    /// was in the used ring, since no interrupt told of it.
     fn features(&self) -> u64 {
-        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC
+        1 << VIRTIO_F_VERSION_1 | 1 << VIRTIO_RING_F_INDIRECT_DESC | 1 << VIRTIO_RING_F_EVENT_IDX
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
