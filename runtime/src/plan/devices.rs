@@ -9,7 +9,7 @@ use super::{Circumstances, PlanError};
 
 /// Character devices that the guest's kernel has, as `(major, minors)`
 /// (`Documentation/admin-guide/devices.txt`).
-const GUEST_DEVICES: [(u32, std::ops::RangeInclusive<u32>); 12] = [
+const GUEST_DEVICES: [(u32, std::ops::RangeInclusive<u32>); 13] = [
     (1, 3..=3),          // null
     (1, 5..=5),          // zero
     (1, 7..=7),          // full
@@ -21,8 +21,13 @@ const GUEST_DEVICES: [(u32, std::ops::RangeInclusive<u32>); 12] = [
     (5, 2..=2),          // ptmx
     (10, 200..=200),     // net/tun
     (10, 229..=229),     // fuse
+    (10, 237..=237),     // loop-control
     (136, 0..=u32::MAX), // pts/*
 ];
+
+/// Major number of loop devices, which the guest's kernel has, too, but not with the host's files
+/// behind them.
+const LOOP: u32 = 7;
 
 /// Permission bits of a node without `fileMode`, as runc's.
 const DEFAULT_MODE: u32 = 0o666;
@@ -43,29 +48,67 @@ const ALWAYS_ALLOWED: [(DeviceKind, Option<u32>, Option<u32>, bool); 11] = [
     (DeviceKind::Character, Some(10), Some(200), true),
 ];
 
-/// Translates `linux.devices`.
+/// Translates `linux.devices`. A container that may use any device is what engines make of
+/// `--privileged`, together with the list of all devices of this machine: it gets those that the
+/// guest has, and a warning names the others.
 ///
 /// # Errors
 /// [`PlanError`], which names the device by its index.
 pub(super) fn nodes(
     linux: Option<&Linux>,
     circumstances: Circumstances<'_>,
+    warnings: &mut Vec<String>,
 ) -> Result<Vec<DeviceNode>, PlanError> {
     let devices = linux
         .and_then(|linux| linux.devices().as_deref())
         .unwrap_or_default();
-    // As runc: this one is a link into the container's own devpts, whoever lists it.
-    let is_own = |device: &LinuxDevice| device.path().as_path() == Path::new("/dev/ptmx");
-    let listed = devices.iter().enumerate();
-    listed
-        .filter(|(_, device)| !is_own(device))
-        .map(|(index, device)| node(device, &format!("linux.devices[{index}]"), circumstances))
-        .collect()
+    let any = may_use_any(linux);
+    let mut nodes = Vec::new();
+    let mut left_out = Vec::new();
+    for (index, device) in devices.iter().enumerate() {
+        // As runc: this one is a link into the container's own devpts, whoever lists it.
+        if device.path().as_path() == Path::new("/dev/ptmx") {
+            continue;
+        }
+        match node(
+            device,
+            &format!("linux.devices[{index}]"),
+            any,
+            circumstances,
+        ) {
+            Err(PlanError::Unsupported { .. }) if any => {
+                left_out.push(device.path().to_string_lossy());
+            }
+            node => nodes.push(node?),
+        }
+    }
+    if !left_out.is_empty() {
+        warnings.push(format!(
+            "linux.devices: left out what only this machine has: {}",
+            left_out.join(", ")
+        ));
+    }
+    Ok(nodes)
+}
+
+/// Whether the last rule that is about all devices allows them.
+fn may_use_any(linux: Option<&Linux>) -> bool {
+    let resources = linux.and_then(|linux| linux.resources().as_ref());
+    let rules = resources.and_then(|resources| resources.devices().as_deref());
+    let is_for_all = |rule: &&LinuxDeviceCgroup| {
+        let all = |number: Option<i64>| number.is_none_or(|number| number == -1);
+        matches!(rule.typ(), None | Some(LinuxDeviceType::A))
+            && all(rule.major())
+            && all(rule.minor())
+    };
+    let last = rules.unwrap_or_default().iter().rfind(is_for_all);
+    last.is_some_and(LinuxDeviceCgroup::allow)
 }
 
 fn node(
     device: &LinuxDevice,
     field: &str,
+    any: bool,
     circumstances: Circumstances<'_>,
 ) -> Result<DeviceNode, PlanError> {
     let number = |name, value: i64| {
@@ -88,7 +131,8 @@ fn node(
         number("minor", device.minor())?,
     );
     // One that the host has not is a node with nothing behind it, as under runc.
-    if kind == DeviceKind::Block && (circumstances.host_has_block_device)(major, minor) {
+    let is_own = any && major == LOOP;
+    if kind == DeviceKind::Block && !is_own && (circumstances.host_has_block_device)(major, minor) {
         return Err(PlanError::unsupported(
             field,
             "a block device of the host is",

@@ -230,7 +230,7 @@ pub(crate) fn plan(
         uid_mappings: id_mappings(linux.and_then(|linux| linux.uid_mappings().as_ref())),
         gid_mappings: id_mappings(linux.and_then(|linux| linux.gid_mappings().as_ref())),
         mounts: mounts.mounts,
-        devices: devices::nodes(linux, circumstances)?,
+        devices: devices::nodes(linux, circumstances, &mut warnings)?,
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: kernel_parameters::kernel_parameters(linux)?,

@@ -37,7 +37,7 @@ fn circumstances() -> Circumstances<'static> {
         host_memory_mib: 4096,
         host_cpus: 4,
         host_cgroup_v1: false,
-        host_has_block_device: |major, _| major == 8,
+        host_has_block_device: |major, _| matches!(major, 7 | 8),
         systemd_cgroup: false,
         caller: &CALLER,
         joins: &[],
@@ -850,6 +850,7 @@ fn a_console_is_a_device_and_a_kernel_parameter() {
     );
 }
 
+mod devices;
 mod hooks;
 mod kernel_parameters;
 mod mounts;

@@ -36,7 +36,7 @@ macro_rules! topic {
             $name, $with:
             basics::streams_and_exit_codes, basics::terminals,
             life::service, life::signals_and_attach, life::copies,
-            options::process, options::files
+            options::process, options::files, options::privileged
         }
     };
     ($name:literal, $with:ident: $($file:ident::$case:ident),*) => {
