@@ -58,6 +58,16 @@ const GET_IMAGES: &str = include_str!("../../tests/e2e/suites/get-images.sh");
 /// Stands for a Python module that Debian 12 has not.
 const LIBMOUNT: &str = include_str!("../../tests/e2e/suites/libmount.py");
 
+/// Where runc's suite starts the program that takes terminals, in the background, for most of its
+/// cases; it waits for nothing.
+const RECVTTY_START: &str =
+    "\t(\"$RECVTTY\" --pid-file \"$dir/pid\" --mode null \"$CONSOLE_SOCKET\" &) &\n";
+
+/// What is put behind it: a wait, as the suite itself has one where a case starts its own (`update.bats`).
+/// Without it a case fails, under runc, too, when that program is slower than all that comes before
+/// the first `run`.
+const RECVTTY_WAIT: &str = "\tretry 100 0.1 [ -S \"$CONSOLE_SOCKET\" ]\n";
+
 /// What crun's configure script would find out for `tests/init.c`.
 const CONFIG_H: &str = "#define HAVE_ERROR_H 1\n#define HAVE_SECCOMP 1\n";
 
@@ -68,7 +78,7 @@ const FOLDERS: [&str; 4] = ["home", "usr/bin", "usr/sbin", "var/spool/mail"];
 const NO_FOLDERS: [&str; 2] = ["proc", "sys"];
 
 /// Bumped when the way of making them changes what comes out.
-const RECIPE: u32 = 2;
+const RECIPE: u32 = 3;
 
 /// The directory with both suites, made if it is not in the cache; installs what runs them.
 ///
@@ -76,7 +86,9 @@ const RECIPE: u32 = 2;
 /// If a package cannot be had, or something does not build.
 pub(crate) fn find() -> Result<PathBuf> {
     packages::ensure(&RUN, "to run the suites of runc and crun")?;
-    let mut inputs: Vec<&[u8]> = vec![GET_IMAGES.as_bytes(), LIBMOUNT.as_bytes()];
+    let mut inputs: Vec<&[u8]> = [GET_IMAGES, LIBMOUNT, RECVTTY_WAIT]
+        .map(str::as_bytes)
+        .to_vec();
     inputs.extend(SOURCES.iter().map(|(_, release)| release.as_bytes()));
     let recipe = RECIPE.to_le_bytes();
     inputs.push(&recipe);
@@ -95,6 +107,7 @@ fn make(entry: &Path) -> Result<()> {
     let script = tests.join("get-images.sh");
     fs::write(&script, GET_IMAGES)?;
     fs::set_permissions(&script, PermissionsExt::from_mode(0o755))?;
+    wait_for_recvtty(&tests.join("helpers.bash"))?;
     make_images(entry, &tests.join("testdata"))?;
     make_crun(&entry.join("crun"))
 }
@@ -142,6 +155,16 @@ fn build_tool(entry: &Path, runc: &Path, tool: &str) -> Result<()> {
             .env("GOCACHE", entry.join("go/cache")),
     )?;
     cache::remove(&go)
+}
+
+/// Has a case wait until terminals can be sent: the one change to a file of the suites.
+fn wait_for_recvtty(helpers: &Path) -> Result<()> {
+    let text = fs::read_to_string(helpers)?;
+    let Some((before, after)) = text.split_once(RECVTTY_START) else {
+        bail!("{} does not start recvtty as known", helpers.display());
+    };
+    let text = [before, RECVTTY_START, RECVTTY_WAIT, after].concat();
+    fs::write(helpers, text).with_context(|| format!("writing {}", helpers.display()))
 }
 
 /// The archives that runc's bundles are made from.

@@ -1,16 +1,34 @@
-//! The receiving end of `--console-socket`: gets the master of a container's pty.
+//! Terminals: new ones, and the receiving end of `--console-socket`, which gets the master of a
+//! container's pty. Called by cases and by what runs other suites.
 
 use std::{
     io::IoSliceMut,
     mem::MaybeUninit,
-    os::unix::net::UnixListener,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+use rustix::{
+    fs::{Mode, OFlags},
+    net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg},
+    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
+};
 
 use crate::dialogue::{Dialogue, deadline, readable};
+
+/// Both ends of a new terminal, no process's own: the caller's and the program's.
+pub(crate) fn new_terminal() -> Result<(OwnedFd, OwnedFd)> {
+    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
+        .context("cannot make a terminal")?;
+    grantpt(&ours)?;
+    unlockpt(&ours)?;
+    let name = ptsname(&ours, Vec::new())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let theirs =
+        rustix::fs::open(name, flags, Mode::empty()).context("cannot open the terminal")?;
+    Ok((ours, theirs))
+}
 
 /// A listening console socket.
 pub(crate) struct ConsoleSocket {

@@ -6,6 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::exec::reaped;
 use crate::{
+    bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
     runtime::Kind,
 };
@@ -160,9 +161,7 @@ fn start_twice(test: &Test) -> Result<()> {
 }
 
 fn start_of_a_stopped_container(test: &Test) -> Result<()> {
-    let bundle = test.bundle("exit", &["0"])?;
-    test.runtime.launch(&bundle)?;
-    test.runtime.wait_for_end(&bundle.id)?;
+    let bundle = stopped(test)?;
     test.runtime.start(&bundle.id).output()?.code(1)?;
     test.runtime.status_is(&bundle.id, "stopped")?;
     test.runtime.delete(&bundle.id).succeed()?;
@@ -170,18 +169,14 @@ fn start_of_a_stopped_container(test: &Test) -> Result<()> {
 }
 
 fn kill_of_a_stopped_container(test: &Test) -> Result<()> {
-    let bundle = test.bundle("exit", &["0"])?;
-    test.runtime.launch(&bundle)?;
-    test.runtime.wait_for_end(&bundle.id)?;
+    let bundle = stopped(test)?;
     test.runtime.kill(&bundle.id, "TERM").output()?.code(1)?;
     test.runtime.delete(&bundle.id).succeed()?;
     Ok(())
 }
 
 fn exec_needs_a_running_container(test: &Test) -> Result<()> {
-    let bundle = test.bundle("exit", &["0"])?;
-    test.runtime.launch(&bundle)?;
-    test.runtime.wait_for_end(&bundle.id)?;
+    let bundle = stopped(test)?;
     let output = test
         .runtime
         .exec_probe(&bundle.id, "exit", &["0"])
@@ -333,6 +328,14 @@ fn end_is_seen_without_asking(test: &Test) -> Result<()> {
     ensure!(reaped(pid)? == Some(42), "the exit code was lost");
     test.runtime.delete(&bundle.id).succeed()?;
     Ok(())
+}
+
+/// The bundle of a container that has ended.
+fn stopped(test: &Test) -> Result<Bundle> {
+    let bundle = test.bundle("exit", &["0"])?;
+    test.runtime.launch(&bundle)?;
+    test.runtime.wait_for_end(&bundle.id)?;
+    Ok(bundle)
 }
 
 /// Demands that nothing knows the container any more.

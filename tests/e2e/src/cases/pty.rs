@@ -5,13 +5,11 @@ use std::{
     os::fd::OwnedFd,
 };
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 use nix::sys::signal::SigSet;
 use rustix::{
-    fs::{Mode, OFlags},
     process::Signal,
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
-    termios::{LocalModes, Winsize, tcgetattr, tcgetwinsize, tcsetwinsize},
+    termios::{LocalModes, tcgetattr, tcgetwinsize},
 };
 use serde_json::json;
 
@@ -19,7 +17,7 @@ use super::exec::{read_pid, reaped};
 use crate::{
     bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
-    console::ConsoleSocket,
+    console::{self, ConsoleSocket},
     dialogue::Dialogue,
     runtime::Kind,
 };
@@ -198,21 +196,10 @@ fn hang_up(test: &Test) -> Result<()> {
 
 /// Both ends of a new terminal of that size: the caller's and the program's.
 pub(super) fn new_terminal(columns: u16, rows: u16) -> Result<(Dialogue, OwnedFd)> {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
-    grantpt(&ours)?;
-    unlockpt(&ours)?;
-    let name = ptsname(&ours, Vec::new())?;
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let theirs =
-        rustix::fs::open(name, flags, Mode::empty()).context("cannot open the terminal")?;
-    let size = Winsize {
-        ws_row: rows,
-        ws_col: columns,
-        ws_xpixel: 0,
-        ws_ypixel: 0,
-    };
-    tcsetwinsize(&ours, size)?;
-    Ok((Dialogue::from(ours), theirs))
+    let (ours, theirs) = console::new_terminal()?;
+    let ours = Dialogue::from(ours);
+    ours.resize(columns, rows)?;
+    Ok((ours, theirs))
 }
 
 /// The runtime sits between two terminals: its caller's, which it makes raw and sets back, and

@@ -7,7 +7,6 @@ use std::{
     ffi::OsString,
     fs::File,
     io::Read as _,
-    os::fd::OwnedFd,
     path::PathBuf,
     process::{Child, Stdio},
     thread,
@@ -18,17 +17,15 @@ use anyhow::{Context as _, Result};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
-    fs::{Mode, OFlags},
     io::Errno,
     process::{Pid, PidfdFlags, pidfd_open},
-    pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt},
 };
 
 use super::{
     Setting,
     tap::{Order, Report, Seen},
 };
-use crate::{leaks, patience};
+use crate::{console, leaks, patience};
 
 /// How long a case may take on a machine that is not loaded.
 const CASE: Duration = Duration::from_secs(40);
@@ -91,7 +88,7 @@ struct Go {
 
 impl Go {
     fn start(setting: &Setting, program: Program) -> Result<Self> {
-        let (ours, theirs) = terminal()?;
+        let (ours, theirs) = console::new_terminal()?;
         let child = setting
             .command("setsid")
             .args(["--ctty", "--wait"])
@@ -165,17 +162,4 @@ fn reap_orphans(program: Pid) {
             _ => return,
         }
     }
-}
-
-/// Both ends of a pty.
-fn terminal() -> Result<(OwnedFd, File)> {
-    let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-        .context("cannot open a pty")?;
-    grantpt(&ours)?;
-    unlockpt(&ours)?;
-    let name = ptsname(&ours, Vec::new())?;
-    let name = name.to_str().context("the pty has an odd name")?;
-    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let theirs = rustix::fs::open(name, flags, Mode::empty())?;
-    Ok((ours, theirs.into()))
 }

@@ -1,52 +1,30 @@
 //! Runs files of runc's `tests/integration` with bats.
 
-use std::{fs, path::PathBuf};
+use std::path::Path;
 
-use anyhow::{Context as _, Result};
-
-use super::{
-    Setting,
-    batch::{self, Program},
-    tap::{Order, Seen},
-};
+use super::{Setting, batch::Program};
 
 /// Letters that mean something in an extended regular expression.
 const SPECIAL: &str = r".[](){}*+?^$|\";
 
-/// Where the files are.
-pub(super) fn folder(setting: &Setting) -> PathBuf {
-    setting.assets.join("runc/tests/integration")
+/// What runs cases of the file `file` in `folder`. bats' own timeout is not used: it is a background
+/// process of the case's shell, and some cases `wait` for all of these.
+pub(super) fn program(setting: &Setting, folder: &Path, file: &str, names: &[&str]) -> Program {
+    let words = ["bats", "--tap", "--filter", &filter(names), file];
+    Program {
+        words: words.map(str::to_owned).to_vec(),
+        folder: folder.to_owned(),
+        environment: vec![("RUNC", setting.runtime.clone().into())],
+    }
 }
 
-/// Runs cases. bats' own timeout is not used: it is a background process of the case's shell, and
-/// some cases `wait` for all of these.
-pub(super) fn run(
-    setting: &Setting,
-    file: &str,
-    names: &[&str],
-    each: impl FnMut(Seen),
-) -> Result<()> {
-    let program = |names: &[&str]| {
-        let file = format!("{file}.bats");
-        let words = ["bats", "--tap", "--filter", &filter(names), &file];
-        Program {
-            words: words.map(str::to_owned).to_vec(),
-            folder: folder(setting),
-            environment: vec![("RUNC", setting.runtime.clone().into())],
-        }
-    };
-    batch::run(setting, names, Order::ResultFirst, program, each)
-}
-
-/// The names of a file's cases: `@test "name" {`.
-pub(super) fn list(setting: &Setting, file: &str) -> Result<Vec<String>> {
-    let path = folder(setting).join(format!("{file}.bats"));
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
+/// The names of the cases in a file: `@test "name" {`.
+pub(super) fn names(text: &str) -> Vec<String> {
     let names = text.lines().filter_map(|line| {
         let name = line.strip_prefix("@test \"")?.strip_suffix("\" {")?;
         Some(name.to_owned())
     });
-    Ok(names.collect())
+    names.collect()
 }
 
 /// An expression that matches these names and no other.
@@ -69,6 +47,12 @@ fn filter(names: &[&str]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_cases() {
+        let text = "@test \"runc run [a]\" {\n\t@test \"b\" {\n@test \"c\"\n}\n@test \"d\" {\n";
+        assert_eq!(names(text), ["runc run [a]", "d"]);
+    }
 
     #[test]
     fn a_filter_takes_names_literally() {

@@ -31,7 +31,7 @@ use rustix::{
 
 use self::{
     lists::{Cause, Exception, Expectations},
-    tap::{Outcome, Seen},
+    tap::{Order, Outcome, Seen},
     verdict::{Verdict, Word},
 };
 use crate::{patience, suite::Shard};
@@ -105,12 +105,32 @@ impl Suite {
         }
     }
 
+    /// Where its files are.
+    fn folder(self, setting: &Setting) -> PathBuf {
+        setting.assets.join(match self {
+            Self::Runc => "runc/tests/integration",
+            Self::Crun => "crun/tests",
+        })
+    }
+
+    /// What all names of its files begin and end with.
+    fn affixes(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Runc => ("", ".bats"),
+            Self::Crun => ("test_", ".py"),
+        }
+    }
+
+    /// The name of a file.
+    fn file_name(self, file: &str) -> String {
+        let (prefix, suffix) = self.affixes();
+        format!("{prefix}{file}{suffix}")
+    }
+
     /// Names of its files, without what all of them have in common, sorted.
     fn files(self, setting: &Setting) -> Result<Vec<String>> {
-        let (folder, prefix, suffix) = match self {
-            Self::Runc => (bats::folder(setting), "", ".bats"),
-            Self::Crun => (python::folder(setting), "test_", ".py"),
-        };
+        let folder = self.folder(setting);
+        let (prefix, suffix) = self.affixes();
         let mut files = Vec::new();
         for entry in
             fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))?
@@ -127,9 +147,13 @@ impl Suite {
 
     /// The names of a file's cases.
     fn list(self, setting: &Setting, file: &str) -> Result<Vec<String>> {
+        let path = self.folder(setting).join(self.file_name(file));
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
         match self {
-            Self::Runc => bats::list(setting, file),
-            Self::Crun => python::list(setting, file),
+            Self::Runc => Ok(bats::names(&text)),
+            Self::Crun => python::names(&text)
+                .with_context(|| format!("{} has no table of its cases", path.display())),
         }
     }
 
@@ -141,9 +165,18 @@ impl Suite {
         names: &[&str],
         each: impl FnMut(Seen),
     ) -> Result<()> {
+        let folder = self.folder(setting);
+        let name = self.file_name(file);
         match self {
-            Self::Runc => bats::run(setting, file, names, each),
-            Self::Crun => python::run(setting, file, names, each),
+            Self::Runc => {
+                let program = |names: &[&str]| bats::program(setting, &folder, &name, names);
+                batch::run(setting, names, Order::ResultFirst, program, each)
+            }
+            Self::Crun => {
+                let folder = python::working_copy(setting, &folder)?;
+                let program = |names: &[&str]| python::program(setting, &folder, &name, names);
+                batch::run(setting, names, Order::ResultLast, program, each)
+            }
         }
     }
 }
@@ -280,6 +313,10 @@ impl Options {
                 let exception = exceptions.iter().find(|exception| exception.case == case);
                 let verdict = Verdict::new(suite, case, seen, exception);
                 println!("{verdict}");
+                if verdict.word == Word::Failed {
+                    // At once: whoever ends the run early wants to know as well.
+                    println!("{}", verdict.explained(self.verbose));
+                }
                 verdicts.push(verdict);
             })?;
         }

@@ -8,52 +8,43 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{
-    Setting,
-    batch::{self, Program},
-    tap::{Order, Seen},
-};
+use super::{Setting, batch::Program};
 
-/// Where the files are.
-pub(super) fn folder(setting: &Setting) -> PathBuf {
-    setting.assets.join("crun/tests")
-}
-
-/// Runs cases.
-pub(super) fn run(
-    setting: &Setting,
-    file: &str,
-    names: &[&str],
-    each: impl FnMut(Seen),
-) -> Result<()> {
-    // The suite makes its directories where it is called.
+/// A directory with the suite in `tests`, made of `folder` if it is not there: the suite makes its
+/// directories where it is called.
+pub(super) fn working_copy(setting: &Setting, folder: &Path) -> Result<PathBuf> {
     let directory = setting.scratch.join("crun");
     if !directory.exists() {
         fs::create_dir(&directory)?;
-        copy(&folder(setting), &directory.join("tests"))?;
+        let mut copy = Command::new("cp");
+        copy.arg("--recursive")
+            .arg(folder)
+            .arg(directory.join("tests"));
+        let status = copy.status().context("cannot start cp")?;
+        ensure!(status.success(), "cp ended with {status}");
     }
-    let program = |names: &[&str]| Program {
-        words: vec!["python3".to_owned(), format!("tests/test_{file}.py")],
-        folder: directory.clone(),
+    Ok(directory)
+}
+
+/// What runs cases of the file `file` in that directory.
+pub(super) fn program(setting: &Setting, directory: &Path, file: &str, names: &[&str]) -> Program {
+    Program {
+        words: vec!["python3".to_owned(), format!("tests/{file}")],
+        folder: directory.to_owned(),
         environment: vec![
             ("OCI_RUNTIME", setting.runtime.clone().into()),
             ("RUN_TESTS", names.join(" ").into()),
             // Its results must come in order with what its cases say.
             ("PYTHONUNBUFFERED", "1".into()),
         ],
-    };
-    batch::run(setting, names, Order::ResultLast, program, each)
+    }
 }
 
-/// The names of a file's cases: the keys of its table of them.
-pub(super) fn list(setting: &Setting, file: &str) -> Result<Vec<String>> {
-    let path = folder(setting).join(format!("test_{file}.py"));
-    let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
-    let (_, table) = text
-        .split_once("all_tests = {")
-        .with_context(|| format!("{} has no table of its cases", path.display()))?;
+/// The names of the cases in a file: the keys of its table of them; `None` if it has none.
+pub(super) fn names(text: &str) -> Option<Vec<String>> {
+    let (_, table) = text.split_once("all_tests = {")?;
     let lines = table.lines().take_while(|line| !line.starts_with('}'));
-    Ok(lines.filter_map(key).map(str::to_owned).collect())
+    Some(lines.filter_map(key).map(str::to_owned).collect())
 }
 
 /// `"KEY" : …` or `'KEY' : …`.
@@ -64,19 +55,16 @@ fn key(line: &str) -> Option<&str> {
     rest.trim_start().starts_with(':').then_some(key)
 }
 
-fn copy(from: &Path, to: &Path) -> Result<()> {
-    let status = Command::new("cp")
-        .arg("--recursive")
-        .args([from, to])
-        .status()
-        .context("cannot start cp")?;
-    ensure!(status.success(), "cp ended with {status}");
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_cases() {
+        let text = "\"x\" : 1\nall_tests = {\n    \"a\" : f,\n    'b-c' : g\n}\n\"y\" : 2\n";
+        assert_eq!(names(text).unwrap(), ["a", "b-c"]);
+        assert!(names("tests = {}").is_none());
+    }
 
     #[test]
     fn keys_of_a_table() {

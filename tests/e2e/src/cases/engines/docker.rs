@@ -8,33 +8,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 
-use super::{Engine, NAME, SERVICE, basics, engine, has, life, options};
-use crate::{
-    case::{Case, Probe, Test, Topic, case},
-    dialogue::Dialogue,
-    invocation::Running,
-    room::Room,
-};
+use super::{Engine, NAME, SERVICE, has, topic};
+use crate::{case::Test, dialogue::Dialogue, invocation::Running, room::Room};
 
-pub(crate) const TOPIC: Topic = Topic {
-    name: "docker",
-    cases: CASES,
-    probes: PROBES,
-};
-
-const CASES: &[Case] = &[
-    engine(case!(streams_and_exit_codes)),
-    engine(case!(terminals)),
-    engine(case!(service)),
-    engine(case!(signals_and_attach)),
-    engine(case!(copies)),
-    engine(case!(process)),
-    engine(case!(files)),
-    engine(case!(privileged)),
-    engine(case!(own_options)),
-];
-
-const PROBES: &[(&str, Probe)] = &[];
+topic!("docker", with_docker);
 
 /// The daemon, and who reads what it says: it must be able to say it.
 struct Daemon {
@@ -89,38 +66,6 @@ fn with_docker(test: &Test, case: fn(&Engine<'_>) -> Result<()>) -> Result<()> {
     let kind = test.runtime.kind;
     let root = format!("/run/docker/runtime-{}/moby", kind.name());
     docker.room.is_clean(kind, &root)
-}
-
-fn streams_and_exit_codes(test: &Test) -> Result<()> {
-    with_docker(test, basics::streams_and_exit_codes)
-}
-
-fn terminals(test: &Test) -> Result<()> {
-    with_docker(test, basics::terminals)
-}
-
-fn service(test: &Test) -> Result<()> {
-    with_docker(test, life::service)
-}
-
-fn signals_and_attach(test: &Test) -> Result<()> {
-    with_docker(test, life::signals_and_attach)
-}
-
-fn copies(test: &Test) -> Result<()> {
-    with_docker(test, life::copies)
-}
-
-fn process(test: &Test) -> Result<()> {
-    with_docker(test, options::process)
-}
-
-fn files(test: &Test) -> Result<()> {
-    with_docker(test, options::files)
-}
-
-fn privileged(test: &Test) -> Result<()> {
-    with_docker(test, options::privileged)
 }
 
 /// What Podman has not, or not so: health checks that the daemon makes by itself, `top`.

@@ -28,6 +28,34 @@ const fn engine(case: Case) -> Case {
     )
 }
 
+/// An engine's topic: what either must do, each case in a room with the engine, which `$with` makes,
+/// and the function `own_options`.
+macro_rules! topic {
+    ($name:literal, $with:ident) => {
+        $crate::cases::engines::topic! {
+            $name, $with:
+            basics::streams_and_exit_codes, basics::terminals,
+            life::service, life::signals_and_attach, life::copies,
+            options::process, options::files, options::privileged
+        }
+    };
+    ($name:literal, $with:ident: $($file:ident::$case:ident),*) => {
+        pub(crate) const TOPIC: $crate::case::Topic = $crate::case::Topic {
+            name: $name,
+            cases: &[
+                $(super::engine($crate::case::case!($case)),)*
+                super::engine($crate::case::case!(own_options)),
+            ],
+            probes: &[],
+        };
+
+        $(fn $case(test: &Test) -> Result<()> {
+            $with(test, super::$file::$case)
+        })*
+    };
+}
+use topic;
+
 /// A container that says `started`, and on SIGTERM `bye`, and then exits with 3.
 const SERVICE: &str = "trap 'echo bye; exit 3' TERM; echo started; sleep 1000 & wait";
 

@@ -4,32 +4,10 @@ use std::fs;
 
 use anyhow::{Result, ensure};
 
-use super::{Engine, NAME, SERVICE, basics, engine, has, is, life, options};
-use crate::{
-    case::{Case, Probe, Test, Topic, case},
-    room::Room,
-    runtime::Kind,
-};
+use super::{Engine, NAME, SERVICE, has, is, topic};
+use crate::{case::Test, room::Room, runtime::Kind};
 
-pub(crate) const TOPIC: Topic = Topic {
-    name: "podman",
-    cases: CASES,
-    probes: PROBES,
-};
-
-const CASES: &[Case] = &[
-    engine(case!(streams_and_exit_codes)),
-    engine(case!(terminals)),
-    engine(case!(service)),
-    engine(case!(signals_and_attach)),
-    engine(case!(copies)),
-    engine(case!(process)),
-    engine(case!(files)),
-    engine(case!(privileged)),
-    engine(case!(own_options)),
-];
-
-const PROBES: &[(&str, Probe)] = &[];
+topic!("podman", with_podman);
 
 /// Makes a room with Podman for a case, and demands afterwards that nothing is left.
 fn with_podman(test: &Test, case: fn(&Engine<'_>) -> Result<()>) -> Result<()> {
@@ -42,38 +20,6 @@ fn with_podman(test: &Test, case: fn(&Engine<'_>) -> Result<()>) -> Result<()> {
 /// Where a runtime keeps its state if nobody says where.
 pub(super) fn state_root(test: &Test) -> String {
     format!("/run/{}", test.runtime.kind.name())
-}
-
-fn streams_and_exit_codes(test: &Test) -> Result<()> {
-    with_podman(test, basics::streams_and_exit_codes)
-}
-
-fn terminals(test: &Test) -> Result<()> {
-    with_podman(test, basics::terminals)
-}
-
-fn service(test: &Test) -> Result<()> {
-    with_podman(test, life::service)
-}
-
-fn signals_and_attach(test: &Test) -> Result<()> {
-    with_podman(test, life::signals_and_attach)
-}
-
-fn copies(test: &Test) -> Result<()> {
-    with_podman(test, life::copies)
-}
-
-fn process(test: &Test) -> Result<()> {
-    with_podman(test, options::process)
-}
-
-fn files(test: &Test) -> Result<()> {
-    with_podman(test, options::files)
-}
-
-fn privileged(test: &Test) -> Result<()> {
-    with_podman(test, options::privileged)
 }
 
 /// What Docker has not, or not so: user namespaces of each container's own, secrets, health checks
