@@ -17,6 +17,7 @@ pub mod container;
 pub mod cpus;
 pub mod device_filter;
 pub mod device_node;
+pub mod disks;
 pub mod errno;
 pub mod guest;
 pub mod init;

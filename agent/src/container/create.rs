@@ -14,6 +14,7 @@ use crate::birth::BirthError;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
 use crate::device_node;
+use crate::disks;
 use crate::errno::Os;
 use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions, Rules};
 use crate::launch::{self, LaunchError, Launched, Mappings, Plan};
@@ -62,12 +63,13 @@ impl Container {
     /// [`ContainerError`].
     pub async fn create(
         host: Host<'_>,
-        wanted: CreateContainer,
+        mut wanted: CreateContainer,
         init: impl Fn(&str) -> Option<Rc<process::Process>>,
     ) -> Result<Rc<Self>, ContainerError> {
         if !valid_id(&wanted.id) {
             return Err(ContainerError::Id(wanted.id));
         }
+        disks::translate(&mut wanted).map_err(ContainerError::Disks)?;
         let has_mappings = !wanted.uid_mappings.is_empty() || !wanted.gid_mappings.is_empty();
         let namespaces = Namespaces::open(&wanted.namespaces, has_mappings, init)?;
         let rules = Rules {

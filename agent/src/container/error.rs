@@ -63,6 +63,9 @@ pub enum ContainerError {
     /// Clones of its mounts' sources.
     #[error(transparent)]
     Mount(#[from] MountError),
+    /// Which of the VM's disks are its devices.
+    #[error("list the disks")]
+    Disks(#[source] std::io::Error),
     /// Its device nodes.
     #[error(transparent)]
     DeviceNode(#[from] DeviceNodeError),

@@ -16,7 +16,7 @@ use lazaret_protocol::{
 
 use super::{
     ContainerJob,
-    vm::{CONTROL_SOCKET, Vm, VmError, host_error},
+    vm::{CONTROL_SOCKET, Vm, VmError, VmFiles, host_error},
 };
 use crate::{
     log,
@@ -46,8 +46,11 @@ impl Machine {
         let plan = &job.plan;
         let mut vm = Vm::start(job.config)?;
         log::monitor_phase("VMM spawned");
-        let console = plan.host.console.as_deref();
-        vm.launch(plan.vm.clone(), job.config, job.dir, share, console)?;
+        let files = VmFiles {
+            console: plan.host.console.as_deref(),
+            disks: &plan.host.disks,
+        };
+        vm.launch(plan.vm.clone(), job.config, job.dir, share, files)?;
         Ok(Self::Own(vm))
     }
 

@@ -36,6 +36,7 @@ use crate::{
 mod birth;
 mod boot_log;
 mod creation;
+mod disks;
 mod exec;
 mod machine;
 pub(crate) mod session;

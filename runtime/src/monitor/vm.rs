@@ -34,12 +34,12 @@ use rustix::{
     process::{Pid, PidfdFlags},
 };
 
-use super::{boot_log, machine::END_TIMEOUT};
+use super::{boot_log, disks, machine::END_TIMEOUT};
 use crate::{
     agent,
     config::Config,
     log,
-    plan::{FD_COUNT, FdIndex},
+    plan::{DISKS_MAX, FD_COUNT, FdIndex, HostDisk},
     process, signals, sys,
 };
 
@@ -59,6 +59,17 @@ pub(crate) enum VmError {
         what: &'static str,
         /// The file.
         path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A block device of the host cannot be opened.
+    #[error("{field}: cannot open the host's block device {serial}")]
+    Disk {
+        /// Field of the spec.
+        field: String,
+        /// Its numbers.
+        serial: String,
         /// Why.
         #[source]
         source: io::Error,
@@ -117,6 +128,15 @@ pub(super) fn host_error<E: Into<io::Error>>(action: &'static str) -> impl FnOnc
         action,
         source: source.into(),
     }
+}
+
+/// What of the host's a VM gets at besides its share.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct VmFiles<'a> {
+    /// File for the kernel's console.
+    pub(super) console: Option<&'a Path>,
+    /// Its disks.
+    pub(super) disks: &'a [HostDisk],
 }
 
 /// A VM, from the start of its process on. Dropping it kills it.
@@ -187,11 +207,11 @@ impl Vm {
     /// [`VmError`].
     pub(crate) fn launch(
         &mut self,
-        vm: VmConfig,
+        mut vm: VmConfig,
         config: &Config,
         state_dir: &impl AsFd,
         share: &OwnedFd,
-        console: Option<&Path>,
+        files: VmFiles<'_>,
     ) -> Result<(), VmError> {
         let (ready, acceptor) = rustix::net::socketpair(
             AddressFamily::UNIX,
@@ -206,7 +226,8 @@ impl Vm {
         let initramfs = open("initramfs", &config.initramfs, OFlags::RDONLY)?;
         let control = listen(state_dir, CONTROL_SOCKET)?;
         let vsock = listen(state_dir, agent::SOCKET)?;
-        if let Some(path) = console {
+        let disks = disks::open_all(files.disks, &mut vm)?;
+        if let Some(path) = files.console {
             let flags = OFlags::RDWR | OFlags::APPEND | OFlags::CREATE;
             self.console = Some(open("console", path, flags)?.into());
         }
@@ -221,6 +242,7 @@ impl Vm {
             Some(console) => fds[FdIndex::Console as usize] = console.as_fd(),
             None => fds.truncate(FdIndex::Console as usize),
         }
+        fds.extend(disks.iter().map(AsFd::as_fd));
         let launch = Launch {
             version: VERSION,
             vm,
@@ -234,7 +256,8 @@ impl Vm {
         let bytes = frame::encode(launch).map_err(|error| VmError::Refused {
             message: error.to_string(),
         })?;
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FD_COUNT))];
+        let mut space =
+            [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(FD_COUNT + DISKS_MAX))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(fds));
         let sent = rustix::net::sendmsg(

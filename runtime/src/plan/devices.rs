@@ -5,6 +5,7 @@ use std::path::Path;
 use lazaret_protocol::container::{DeviceKind, DeviceNode, DeviceRule};
 use oci_spec::runtime::{Linux, LinuxDevice, LinuxDeviceCgroup, LinuxDeviceType};
 
+use super::disks::{Disks, HostDisk};
 use super::{Circumstances, PlanError};
 
 /// Character devices that the guest's kernel has, as `(major, minors)`
@@ -50,37 +51,55 @@ const ALWAYS_ALLOWED: [(DeviceKind, Option<u32>, Option<u32>, bool); 11] = [
 
 /// Translates `linux.devices`. A container that may use any device is what engines make of
 /// `--privileged`, together with the list of all devices of this machine: it gets those that the
-/// guest has, and a warning names the others.
+/// guest has, and a warning names the others. Any other gets the block devices of the host that it
+/// lists, with the access that `rules` grant, as disks of its VM.
 ///
 /// # Errors
 /// [`PlanError`], which names the device by its index.
 pub(super) fn nodes(
     linux: Option<&Linux>,
+    rules: &[DeviceRule],
     circumstances: Circumstances<'_>,
     warnings: &mut Vec<String>,
-) -> Result<Vec<DeviceNode>, PlanError> {
+) -> Result<(Vec<DeviceNode>, Vec<HostDisk>), PlanError> {
     let devices = linux
         .and_then(|linux| linux.devices().as_deref())
         .unwrap_or_default();
     let any = may_use_any(linux);
     let mut nodes = Vec::new();
+    let mut disks = Disks::default();
     let mut left_out = Vec::new();
     for (index, device) in devices.iter().enumerate() {
         // As runc: this one is a link into the container's own devpts, whoever lists it.
         if device.path().as_path() == Path::new("/dev/ptmx") {
             continue;
         }
-        match node(
-            device,
-            &format!("linux.devices[{index}]"),
-            any,
-            circumstances,
-        ) {
+        let field = format!("linux.devices[{index}]");
+        let node = match node(device, &field) {
             Err(PlanError::Unsupported { .. }) if any => {
                 left_out.push(device.path().to_string_lossy());
+                continue;
             }
-            node => nodes.push(node?),
+            node => node?,
+        };
+        // One that the host has not is a node with nothing behind it, as under runc.
+        let is_hosts = node.kind == DeviceKind::Block
+            && (circumstances.host_has_block_device)(node.major, node.minor);
+        match (is_hosts, any) {
+            (true, true) if node.major != LOOP => {
+                left_out.push(device.path().to_string_lossy());
+                continue;
+            }
+            (true, false) if !circumstances.joins.is_empty() => {
+                return Err(PlanError::unsupported(
+                    field,
+                    "a block device of the host in a sandbox that runs already is",
+                ));
+            }
+            (true, false) => disks.add(&field, (node.major, node.minor), rules)?,
+            _ => {}
         }
+        nodes.push(node);
     }
     if !left_out.is_empty() {
         warnings.push(format!(
@@ -88,7 +107,7 @@ pub(super) fn nodes(
             left_out.join(", ")
         ));
     }
-    Ok(nodes)
+    Ok((nodes, disks.into_vec()))
 }
 
 /// Whether the last rule that is about all devices allows them.
@@ -105,12 +124,7 @@ fn may_use_any(linux: Option<&Linux>) -> bool {
     last.is_some_and(LinuxDeviceCgroup::allow)
 }
 
-fn node(
-    device: &LinuxDevice,
-    field: &str,
-    any: bool,
-    circumstances: Circumstances<'_>,
-) -> Result<DeviceNode, PlanError> {
+fn node(device: &LinuxDevice, field: &str) -> Result<DeviceNode, PlanError> {
     let number = |name, value: i64| {
         u32::try_from(value)
             .map_err(|_| PlanError::invalid(format!("{field}.{name}"), "must be a device number"))
@@ -130,14 +144,6 @@ fn node(
         number("major", device.major())?,
         number("minor", device.minor())?,
     );
-    // One that the host has not is a node with nothing behind it, as under runc.
-    let is_own = any && major == LOOP;
-    if kind == DeviceKind::Block && !is_own && (circumstances.host_has_block_device)(major, minor) {
-        return Err(PlanError::unsupported(
-            field,
-            "a block device of the host is",
-        ));
-    }
     let known = GUEST_DEVICES
         .iter()
         .any(|(known, minors)| *known == major && minors.contains(&minor));

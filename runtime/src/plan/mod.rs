@@ -18,6 +18,7 @@ use crate::{bundle::Bundle, caller::Caller, config::Config, seccomp::Profile};
 mod accepts;
 mod annotations;
 mod devices;
+mod disks;
 mod domain;
 mod hooks;
 mod host_cgroup;
@@ -40,6 +41,7 @@ use limits::Limits;
 
 pub(crate) use accepts::{Verdict, mount_options, verdict};
 pub(crate) use annotations::{ANNOTATION_PREFIX, ANNOTATIONS};
+pub(crate) use disks::{DISKS_MAX, HostDisk};
 pub(crate) use hooks::HostHooks;
 #[cfg(test)]
 pub(crate) use host_cgroup::IoThrottle;
@@ -109,6 +111,9 @@ pub(crate) struct HostWork {
     pub(crate) shares: Vec<Share>,
     /// File for the guest kernel's console.
     pub(crate) console: Option<PathBuf>,
+    /// Block devices that are disks of the VM.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) disks: Vec<HostDisk>,
     /// Programs to run on the way.
     pub(crate) hooks: HostHooks,
     /// The sandbox's cgroup.
@@ -225,6 +230,8 @@ pub(crate) fn plan(
 
     let namespaces = namespaces::namespaces(linux, circumstances.joins, &mut warnings)?;
     domain::check_memory_policy(linux, &mut warnings)?;
+    let (devices, disks) =
+        devices::nodes(linux, &cgroup.device_rules, circumstances, &mut warnings)?;
     let container = CreateContainer {
         id: circumstances.id.to_owned(),
         root,
@@ -235,7 +242,7 @@ pub(crate) fn plan(
         uid_mappings: user_namespace.uids,
         gid_mappings: user_namespace.gids,
         mounts: mounts.mounts,
-        devices: devices::nodes(linux, circumstances, &mut warnings)?,
+        devices,
         masked_paths: absolute_paths(linux, "maskedPaths", Linux::masked_paths)?,
         readonly_paths: absolute_paths(linux, "readonlyPaths", Linux::readonly_paths)?,
         sysctl: kernel_parameters::kernel_parameters(linux)?,
@@ -247,7 +254,7 @@ pub(crate) fn plan(
     };
     let size = size::size(spec, &limits, &annotations, circumstances)?;
     let console = annotations.console.or_else(|| config.console.clone());
-    let vm = vm::vm_config(circumstances, config, size, console.is_some());
+    let vm = vm::vm_config(circumstances, config, size, console.is_some(), &disks);
     let memory_mib = vm.memory_mib;
     let cgroup = host_cgroup::host_cgroup(spec, &limits, memory_mib, circumstances, &mut warnings)?;
     Ok(Plan {
@@ -257,6 +264,7 @@ pub(crate) fn plan(
         host: HostWork {
             shares,
             console,
+            disks,
             hooks,
             cgroup,
         },

@@ -2,10 +2,12 @@
 
 use lazaret_protocol::{
     agent,
-    vm::{ConsoleConfig, DeviceConfig, Fd, FsConfig, PortGrant, VmConfig, VsockConfig},
+    vm::{
+        BlockConfig, ConsoleConfig, DeviceConfig, Fd, FsConfig, PortGrant, VmConfig, VsockConfig,
+    },
 };
 
-use super::{Circumstances, size::Size};
+use super::{Circumstances, HostDisk, size::Size};
 use crate::config::Config;
 
 /// Descriptors sent with the launch, in this order.
@@ -46,6 +48,9 @@ const GUEST_CID: u32 = 3;
 /// thread in the VMM.
 const SHARE_QUEUES_MAX: u16 = 4;
 
+/// Request queues of a disk, likewise.
+const DISK_QUEUES_MAX: u16 = 4;
+
 /// Console output that the VMM keeps in memory, in bytes.
 const CONSOLE_RING_BYTES: u32 = 16 << 10;
 
@@ -77,6 +82,7 @@ pub(super) fn vm_config(
     config: &Config,
     size: Size,
     console: bool,
+    disks: &[HostDisk],
 ) -> VmConfig {
     let vcpus = size.vcpus.unwrap_or(config.vcpus);
     let mut command_line = COMMAND_LINE.to_owned();
@@ -110,6 +116,16 @@ pub(super) fn vm_config(
             output: Some(FdIndex::Console.fd()),
         }));
     }
+    // Their descriptors follow those that [`FdIndex`] names.
+    let first = FD_COUNT - usize::from(!console);
+    devices.extend((first..).zip(disks).map(|(index, disk)| {
+        DeviceConfig::Block(BlockConfig {
+            file: Fd(index as u32),
+            serial: disk.serial(),
+            readonly: disk.readonly,
+            queues: u16::from(vcpus).min(DISK_QUEUES_MAX),
+        })
+    }));
     VmConfig {
         name: circumstances.id.to_owned(),
         kvm: FdIndex::Kvm.fd(),

@@ -21,6 +21,7 @@ mod host;
 mod invocation;
 mod isolation;
 mod leaks;
+mod loop_device;
 mod patience;
 mod prepare;
 mod probe;

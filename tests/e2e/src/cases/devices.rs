@@ -1,13 +1,14 @@
 //! Devices and hidden paths: what is in `/dev`, which devices can be used, and which paths a
 //! container cannot read or write.
 
-use anyhow::{Context as _, Result, ensure};
-use serde_json::json;
+use anyhow::{Result, ensure};
+use serde_json::{Value, json};
 
 use super::errors::check;
 use super::shell::{ENOENT, ENOSPC, EPERM, EROFS, commands, perform_in};
 use crate::{
     case::{Case, Probe, Test, Topic, case},
+    loop_device::LoopDevice,
     runtime::Kind,
 };
 
@@ -38,6 +39,7 @@ const CASES: &[Case] = &[
         LAZARET,
         "the reference runtimes bind the host's of that name",
     ),
+    case!(disks_of_the_host).covers(&["config-linux#devices-1"]),
     case!(devices_the_guest_has_not).only(LAZARET, "about what a VM cannot have"),
 ];
 
@@ -269,25 +271,43 @@ fn devices_in_a_user_namespace(test: &Test) -> Result<()> {
     )
 }
 
+fn disks_of_the_host(test: &Test) -> Result<()> {
+    let file = test.directory.join("disk");
+    std::fs::write(&file, "a".repeat(8192))?;
+    let disk = LoopDevice::attach(&file)?;
+    let (major, minor) = disk.numbers()?;
+    let mut bundle = commands(test, &[])?;
+    bundle.set(
+        "/linux/devices",
+        json!([{ "path": "/dev/disk", "type": "b", "major": major, "minor": minor, "gid": 6 }]),
+    );
+    let mut perform = |access: &str, expected: &[(&str, Value)]| {
+        let allowed =
+            json!({ "allow": true, "type": "b", "major": major, "minor": minor, "access": access });
+        let rules = json!([{ "allow": false, "access": "rwm" }, allowed]);
+        bundle.set("/linux/resources/devices", rules);
+        perform_in(test, &mut bundle, expected)
+    };
+    perform("rw", &[("write /dev/disk new", json!("done"))])?;
+    let content = format!("new{}", "a".repeat(8189));
+    ensure!(
+        std::fs::read_to_string(&file)? == content,
+        "nothing was written"
+    );
+    perform(
+        "r",
+        &[
+            ("read /dev/disk", json!(content)),
+            ("write /dev/disk more", json!(EPERM)),
+        ],
+    )?;
+    perform("m", &[("read /dev/disk", json!(EPERM))])
+}
+
 fn devices_the_guest_has_not(test: &Test) -> Result<()> {
-    let disk = std::fs::read_dir("/sys/dev/block")?.next();
-    let disk = disk.context("this machine has no block device")??;
-    let name = disk.file_name().to_string_lossy().into_owned();
-    let (major, minor) = name.split_once(':').context("no device number")?;
-    let (major, minor): (u32, u32) = (major.parse()?, minor.parse()?);
-    for (device, words) in [
-        (
-            json!({ "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 }),
-            "linux.devices[0]: character device 10:232, which the guest kernel has not, is not supported",
-        ),
-        (
-            json!({ "path": "/dev/sda", "type": "b", "major": major, "minor": minor }),
-            "linux.devices[0]: a block device of the host is not supported",
-        ),
-    ] {
-        let mut bundle = test.idle_bundle()?;
-        bundle.set("/linux/devices", json!([device]));
-        check(test, test.runtime.create(&bundle)?.output()?, &[words])?;
-    }
-    Ok(())
+    let mut bundle = test.idle_bundle()?;
+    let device = json!({ "path": "/dev/kvm", "type": "c", "major": 10, "minor": 232 });
+    bundle.set("/linux/devices", json!([device]));
+    let words = "linux.devices[0]: character device 10:232, which the guest kernel has not, is not supported";
+    check(test, test.runtime.create(&bundle)?.output()?, &[words])
 }

@@ -34,7 +34,7 @@ use self::{
     tap::{Order, Outcome, Seen},
     verdict::{Verdict, Word},
 };
-use crate::{patience, suite::Shard};
+use crate::{loop_device::LoopDevice, patience, suite::Shard};
 
 /// A control group beside the containers', as every host with an init system has one: runc's suite
 /// looks into any to learn whether there is a freezer.
@@ -219,42 +219,13 @@ pub(crate) fn main(arguments: &[String]) -> Result<ExitCode> {
     patience::set(options.patience);
     let disk = prepare(&options.scratch).context("cannot prepare the machine")?;
     let outcome = options.run();
-    disk.detach();
+    drop(disk);
     outcome
-}
-
-/// A file on a loop device.
-struct Disk(String);
-
-impl Disk {
-    fn attach(file: &Path) -> Result<Self> {
-        fs::File::create(file)?.set_len(DISK_BYTES)?;
-        let output = Command::new("losetup")
-            .args(["--find", "--show"])
-            .arg(file)
-            .output()
-            .context("cannot start losetup")?;
-        ensure!(
-            output.status.success(),
-            "losetup ended with {}",
-            output.status
-        );
-        let name = String::from_utf8(output.stdout).context("losetup named no device")?;
-        Ok(Self(name.trim().to_owned()))
-    }
-
-    fn detach(self) {
-        // What cannot be detached now goes with the tmpfs that its file is on.
-        Command::new("losetup")
-            .args(["--detach", &self.0])
-            .status()
-            .ok();
-    }
 }
 
 /// A tmpfs of our own, mounts that are shared as on a host under systemd, and what else the suites
 /// expect of a machine.
-fn prepare(scratch: &Path) -> Result<Disk> {
+fn prepare(scratch: &Path) -> Result<LoopDevice> {
     rustix::process::set_child_subreaper(Some(Pid::INIT))?;
     nix::sched::unshare(CloneFlags::CLONE_NEWNS).context("unshare")?;
     let all = |flags| mount_change("/", flags | MountPropagationFlags::REC);
@@ -263,7 +234,9 @@ fn prepare(scratch: &Path) -> Result<Disk> {
     mount("tmpfs", scratch, "tmpfs", MountFlags::empty(), c"mode=755").context("mount")?;
     all(MountPropagationFlags::SHARED).context("make / shared")?;
     fs::create_dir_all(CONTROL_GROUP).context("mkdir of a control group")?;
-    Disk::attach(&scratch.join("disk"))
+    let disk = scratch.join("disk");
+    fs::File::create(&disk)?.set_len(DISK_BYTES)?;
+    LoopDevice::attach(&disk)
 }
 
 impl Options {
