@@ -26,23 +26,22 @@ struct Disk {
 /// # Errors
 /// If the kernel's list cannot be read.
 pub fn translate(container: &mut CreateContainer) -> io::Result<()> {
-    let is_block = |kind| kind == DeviceKind::Block;
-    if !container.devices.iter().any(|node| is_block(node.kind)) {
+    let (nodes, rules) = (&mut container.devices, &mut container.cgroup.device_rules);
+    let names_disks = nodes.iter().any(|node| node.kind == DeviceKind::Block)
+        || rules.iter().any(|rule| block_major(rule).is_some());
+    if !names_disks {
         return Ok(());
     }
     let disks = list(Path::new(LIST))?;
-    for node in &mut container.devices {
+    for node in nodes {
         let number = (node.major, node.minor);
         let disk = disks.iter().find(|disk| disk.host == number);
-        if let Some(disk) = disk.filter(|_| is_block(node.kind)) {
+        if let Some(disk) = disk.filter(|_| node.kind == DeviceKind::Block) {
             (node.major, node.minor) = disk.guest;
         }
     }
-    let rules = &mut container.cgroup.device_rules;
-    *rules = rules
-        .iter()
-        .flat_map(|rule| translated(rule, &disks))
-        .collect();
+    let translated = rules.iter().flat_map(|rule| translated(rule, &disks));
+    *rules = translated.collect();
     Ok(())
 }
 
@@ -67,16 +66,26 @@ fn numbers(text: &str) -> Option<Numbers> {
     Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
-/// The rule as it is in the guest: one that names disks by the host's numbers becomes one for each.
+/// The major number of the block devices that the rule is about, if it is about some and not all.
+fn block_major(rule: &DeviceRule) -> Option<u32> {
+    rule.major
+        .filter(|_| rule.kind != Some(DeviceKind::Character))
+}
+
+/// The rule as it is in the guest: one that names disks by the host's numbers becomes one for each. On
+/// a disk that has these numbers only here it says nothing: that may be another container's.
 fn translated(rule: &DeviceRule, disks: &[Disk]) -> Vec<DeviceRule> {
-    let concerns = |disk: &&Disk| {
-        rule.kind != Some(DeviceKind::Character)
-            && rule.major == Some(disk.host.0)
-            && rule.minor.is_none_or(|minor| minor == disk.host.1)
+    let names = |numbers: Numbers| {
+        block_major(rule) == Some(numbers.0) && rule.minor.is_none_or(|minor| minor == numbers.1)
     };
-    let mut rules: Vec<DeviceRule> = disks
+    if !disks
         .iter()
-        .filter(concerns)
+        .any(|disk| names(disk.host) || names(disk.guest))
+    {
+        return vec![rule.clone()];
+    }
+    let disks = disks.iter().filter(|disk| names(disk.host));
+    let mut rules: Vec<DeviceRule> = disks
         .map(|disk| DeviceRule {
             kind: Some(DeviceKind::Block),
             major: Some(disk.guest.0),
@@ -84,13 +93,11 @@ fn translated(rule: &DeviceRule, disks: &[Disk]) -> Vec<DeviceRule> {
             ..rule.clone()
         })
         .collect();
-    match (rule.kind, rules.is_empty()) {
-        (Some(DeviceKind::Block), false) => {}
-        (_, true) => rules.push(rule.clone()),
-        (_, false) => rules.push(DeviceRule {
+    if rule.kind.is_none() {
+        rules.push(DeviceRule {
             kind: Some(DeviceKind::Character),
             ..rule.clone()
-        }),
+        });
     }
     rules
 }
@@ -134,6 +141,13 @@ mod tests {
                 rule(None, Some(8), Some(0)),
                 vec![first, rule(character, Some(8), Some(0))],
             ),
+            // The guest's numbers, which are none of a device that the rule is about.
+            (rule(block, Some(254), Some(16)), vec![]),
+            (rule(block, Some(254), None), vec![]),
+            (
+                rule(None, Some(254), Some(0)),
+                vec![rule(character, Some(254), Some(0))],
+            ),
         ] {
             assert_eq!(translated(&host, &DISKS), guest, "{host:?}");
         }
@@ -142,6 +156,7 @@ mod tests {
             rule(None, None, None),
             rule(block, Some(8), Some(2)),
             rule(block, Some(7), None),
+            rule(block, Some(254), Some(32)),
             rule(character, Some(8), Some(0)),
         ] {
             assert_eq!(translated(&same, &DISKS), std::slice::from_ref(&same));

@@ -278,6 +278,13 @@ impl Agent {
         self.share().join(id).join("rootfs")
     }
 
+    /// Demands that no cgroup and no process of a container is left.
+    #[track_caller]
+    pub(crate) fn assert_nothing_left(&self) {
+        assert_eq!(self.cgroups(), [""; 0]);
+        assert_eq!(self.processes(), [""; 0]);
+    }
+
     /// Names of the container cgroups there are.
     pub(crate) fn cgroups(&self) -> Vec<String> {
         directories(&self.cgroup_parent())

@@ -201,8 +201,7 @@ fn contradictions_are_refused() {
         "ipc namespace of container \"b\": container not running"
     );
     agent.remove("b");
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }
 
 #[test]

@@ -28,8 +28,7 @@ fn a_container_runs_and_is_gone() {
     assert_eq!(finished.output, "1\ninside\n");
     assert_eq!(finished.errors, "oops\n");
     assert_eq!(finished.status, ExitStatus::Exited(7));
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }
 
 #[test]
@@ -100,8 +99,7 @@ fn the_program_waits_for_start() {
         "cannot start an already running container: c"
     );
     agent.remove("c");
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }
 
 #[test]
@@ -120,8 +118,7 @@ fn a_created_container_is_killed_and_removed() {
     }
     agent.create(&container("c", shell("echo no"))).unwrap();
     agent.remove("c");
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }
 
 #[test]
@@ -153,8 +150,7 @@ fn programs_that_cannot_run_are_told_at_create() {
     ] {
         let failure = agent.create(&container("c", process(&[args]))).unwrap_err();
         assert_eq!((failure.message.as_str(), failure.kind), (message, kind));
-        assert!(agent.cgroups().is_empty());
-        assert!(agent.processes().is_empty());
+        agent.assert_nothing_left();
     }
 }
 
@@ -284,8 +280,7 @@ fn a_paused_container_stands_still() {
     }
     agent.call(&pause).unwrap();
     agent.remove("c");
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }
 
 #[test]
@@ -339,8 +334,7 @@ fn many_containers_at_once_leave_nothing() {
             });
         }
     });
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }
 
 #[test]

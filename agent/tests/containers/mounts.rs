@@ -402,8 +402,7 @@ fn a_failing_mount_is_named_and_nothing_is_left() {
         wanted.mounts.push(mount);
         let failure = agent.create(&wanted).unwrap_err();
         assert_eq!(failure.message, message);
-        assert!(agent.cgroups().is_empty());
-        assert!(agent.processes().is_empty());
+        agent.assert_nothing_left();
     }
     let mut wanted = container("c", shell("exit"));
     wanted.root.share_path = "nothing".to_owned();

@@ -171,8 +171,7 @@ fn no_new_privileges_and_limits_and_score() {
     wanted.process.rlimits[0].resource = 99;
     let failure = agent.create(&wanted).unwrap_err();
     assert_eq!(failure.message, "set unknown to 300:200: invalid argument");
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }
 
 #[test]

@@ -135,6 +135,5 @@ fn a_terminal_needs_a_devpts() {
         failure.message,
         "/dev/pts/ptmx in the container's root: no such file or directory"
     );
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }

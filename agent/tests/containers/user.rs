@@ -152,8 +152,7 @@ fn other_namespaces_are_joined_with_it_or_new() {
         fs::remove_file(rootfs.join("tmp/made")).unwrap();
     }
     agent.remove("a");
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }
 
 #[test]
@@ -280,6 +279,5 @@ fn what_is_no_namespace_of_its_own_is_not_joined() {
     first(&agent);
     assert_eq!(agent.run(&wanted).status, ExitStatus::Exited(0));
     agent.remove("a");
-    assert!(agent.cgroups().is_empty());
-    assert!(agent.processes().is_empty());
+    agent.assert_nothing_left();
 }

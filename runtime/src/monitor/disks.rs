@@ -11,33 +11,31 @@ use rustix::{
 use super::vm::VmError;
 use crate::plan::HostDisk;
 
-/// Opens `disks`. One that nobody can write to is one that the guest may only read: `vm` is told.
+/// Opens `disks`, which `vm` has in the same order. One that nobody can write to is one that the guest
+/// may only read: `vm` is told.
 ///
 /// # Errors
 /// [`VmError::Disk`].
 pub(super) fn open_all(disks: &[HostDisk], vm: &mut VmConfig) -> Result<Vec<OwnedFd>, VmError> {
-    let mut opened = Vec::new();
-    for disk in disks {
-        let (fd, readonly) = open_disk(disk).map_err(|source| VmError::Disk {
+    let configs = vm.devices.iter_mut().filter_map(|device| match device {
+        DeviceConfig::Block(config) => Some(config),
+        _ => None,
+    });
+    let open = |(disk, config): (&HostDisk, &mut BlockConfig)| match open_disk(disk) {
+        Ok((fd, readonly)) => {
+            config.readonly = readonly;
+            Ok(fd)
+        }
+        Err(source) => Err(VmError::Disk {
             field: disk.field.clone(),
             serial: disk.serial(),
             source,
-        })?;
-        if readonly && let Some(block) = config(vm, &disk.serial()) {
-            block.readonly = true;
-        }
-        opened.push(fd);
-    }
-    Ok(opened)
+        }),
+    };
+    disks.iter().zip(configs).map(open).collect()
 }
 
-fn config<'a>(vm: &'a mut VmConfig, serial: &str) -> Option<&'a mut BlockConfig> {
-    vm.devices.iter_mut().find_map(|device| match device {
-        DeviceConfig::Block(block) if block.serial == serial => Some(block),
-        _ => None,
-    })
-}
-
+/// Opens a disk; the second value says whether only for reading.
 fn open_disk(disk: &HostDisk) -> io::Result<(OwnedFd, bool)> {
     let uevent = format!("/sys/dev/block/{}:{}/uevent", disk.major, disk.minor);
     let uevent = std::fs::read_to_string(uevent)?;

@@ -75,31 +75,26 @@ pub(super) fn nodes(
             continue;
         }
         let field = format!("linux.devices[{index}]");
-        let node = match node(device, &field) {
+        let wanted = node(device, &field).and_then(|node| {
+            // One that the host has not is a node with nothing behind it, as under runc.
+            if node.kind == DeviceKind::Block
+                && (circumstances.host_has_block_device)(node.major, node.minor)
+                && !(any && node.major == LOOP)
+            {
+                if any || !circumstances.joins.is_empty() {
+                    let what = "a block device of the host in a sandbox that runs already is";
+                    return Err(PlanError::unsupported(&field, what));
+                }
+                disks.add(&field, (node.major, node.minor), rules)?;
+            }
+            Ok(node)
+        });
+        match wanted {
             Err(PlanError::Unsupported { .. }) if any => {
                 left_out.push(device.path().to_string_lossy());
-                continue;
             }
-            node => node?,
-        };
-        // One that the host has not is a node with nothing behind it, as under runc.
-        let is_hosts = node.kind == DeviceKind::Block
-            && (circumstances.host_has_block_device)(node.major, node.minor);
-        match (is_hosts, any) {
-            (true, true) if node.major != LOOP => {
-                left_out.push(device.path().to_string_lossy());
-                continue;
-            }
-            (true, false) if !circumstances.joins.is_empty() => {
-                return Err(PlanError::unsupported(
-                    field,
-                    "a block device of the host in a sandbox that runs already is",
-                ));
-            }
-            (true, false) => disks.add(&field, (node.major, node.minor), rules)?,
-            _ => {}
+            node => nodes.push(node?),
         }
-        nodes.push(node);
     }
     if !left_out.is_empty() {
         warnings.push(format!(

@@ -89,6 +89,14 @@ fn joining(test: &Test, first: &Bundle, kinds: &[&str], lines: &[&str]) -> Resul
     Ok(bundle)
 }
 
+/// Takes the mappings away that [`join_user`] has repeated.
+fn remove_mappings(bundle: &mut Bundle) -> Result<()> {
+    let linux = bundle.config["linux"].as_object_mut().context("linux")?;
+    linux.remove("uidMappings");
+    linux.remove("gidMappings");
+    Ok(())
+}
+
 /// Makes a directory of the root file system belong to the root of the user namespace.
 fn give_work(bundle: &Bundle) -> Result<()> {
     chown(bundle.rootfs().join("work"), Some(ROOT), Some(ROOT)).context("cannot chown")
@@ -277,9 +285,7 @@ fn mappings_are_not_needed(test: &Test) -> Result<()> {
     let mut second = joining(test, &first, OF_POD, LINES)?;
     let expected = test.runtime.run(&second)?.succeed()?.json()?;
     fs::remove_file(second.rootfs().join("work/new"))?;
-    let linux = second.config["linux"].as_object_mut().context("linux")?;
-    linux.remove("uidMappings");
-    linux.remove("gidMappings");
+    remove_mappings(&mut second)?;
     let said = test.runtime.run(&second)?.succeed()?.json()?;
     ensure!(said == expected, "{said}, expected {expected}");
     test.runtime.destroy(&first.id)
@@ -297,9 +303,7 @@ fn mounts_map_ids_as_it_does(test: &Test) -> Result<()> {
         "device /data/new",
     ];
     let mut second = joining(test, &first, OF_POD, &lines)?;
-    let linux = second.config["linux"].as_object_mut().context("linux")?;
-    linux.remove("uidMappings");
-    linux.remove("gidMappings");
+    remove_mappings(&mut second)?;
     second.bind("/data", &source, &["idmap"]);
     let said = test.runtime.run(&second)?.succeed()?.json()?;
     let expected = json!(["- 0:0 644 3:4", "done", "- 0:0 644 0:0"]);
