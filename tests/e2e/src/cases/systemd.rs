@@ -36,9 +36,13 @@ const CASES: &[Case] = &[
         .userland()
         .only(RUNC, "crun takes any path"),
     case!(systemd_ends_the_container).userland(),
-    case!(unit_goes_with_the_container).userland(),
+    case!(unit_goes_with_the_container)
+        .userland()
+        .only(RUNC, "crun wants a slice"),
     case!(sandbox_of_two).userland().only(LAZARET, REASON),
-    case!(bus_is_missing).userland(),
+    case!(bus_is_missing)
+        .userland()
+        .only(RUNC, "crun needs the bus"),
 ];
 
 const PROBES: &[(&str, Probe)] = &[("farewell", farewell)];
@@ -295,7 +299,7 @@ fn path_is_empty(test: &Test) -> Result<()> {
 
 fn failed_creation_leaves_no_unit(test: &Test) -> Result<()> {
     let booted = Booted::new(test)?;
-    let mut bundle = booted.bundle("")?;
+    let mut bundle = booted.bundle("system.slice")?;
     bundle.set("/process/args", json!(["/no/such/program"]));
     let output = booted.create(&bundle)?.output()?;
     output.fails(1, &["/no/such/program"])?;
@@ -323,7 +327,7 @@ fn wrong_unit_is_refused(test: &Test) -> Result<()> {
 /// what it answers.
 fn systemd_ends_the_container(test: &Test) -> Result<()> {
     let booted = Booted::new(test)?;
-    let mut bundle = booted.bundle("")?;
+    let mut bundle = booted.bundle("system.slice")?;
     bundle.probe("farewell", &[]);
     let (reader, writer) = std::io::pipe()?;
     let run = booted.test.runtime.run(&bundle)?;
