@@ -1,27 +1,23 @@
-//! The systemd driver: a sandbox's cgroup as a transient scope, asked for on the system bus, or of
-//! systemd directly where there is no bus. Only what systemd has to know is said here, so that it
-//! does not undo the limits; the files of the cgroup are written all the same.
+//! The systemd driver: a sandbox's cgroup as a transient scope, asked for on the system bus. Only
+//! what systemd has to know is said here, so that it does not undo the limits; the files of the
+//! cgroup are written all the same.
 //!
 //! Sources: `org.freedesktop.systemd1(5)`, `systemd.resource-control(5)`; runc for which properties.
 
 use std::time::Duration;
 
 use rustbus::{
-    DuplexConn, MessageBuilder, MessageType, RpcConn,
+    MessageBuilder, MessageType, RpcConn,
     connection::{Timeout, get_system_bus_path},
     message_builder::MarshalledMessage,
     standard_messages, wire,
 };
-use rustbus_nix::sys::socket::UnixAddr;
 
 use super::files::cpu_weight;
 use crate::plan::HostLimits;
 
 /// Where a systemd that has booted the machine says so (`sd_booted(3)`).
 const BOOTED: &str = "/run/systemd/system";
-
-/// Where systemd itself takes calls of the superuser.
-const DIRECT: &str = "/run/systemd/private";
 
 /// How long systemd may take for one job.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -122,7 +118,14 @@ pub(super) fn start(
         ("Delegate", true),
         ("MemoryAccounting", true),
         ("CPUAccounting", true),
-        ("IOAccounting", true),
+        (
+            if is_v1 {
+                "BlockIOAccounting"
+            } else {
+                "IOAccounting"
+            },
+            true,
+        ),
         ("TasksAccounting", true),
         ("DefaultDependencies", false),
     ];
@@ -221,7 +224,7 @@ fn of(limits: &HostLimits, is_v1: bool) -> Properties {
         ("AllowedMemoryNodes", &limits.mems),
     ] {
         let bits = bits(list);
-        if !bits.is_empty() && !is_v1 {
+        if !bits.is_empty() {
             properties.push((name.to_owned(), Value::Bits(bits)));
         }
     }
@@ -299,35 +302,15 @@ fn bus_error(action: &'static str) -> impl FnOnce(rustbus::connection::Error) ->
     move |source| SystemdError::Bus { action, source }
 }
 
-/// A connection to systemd.
-struct Bus {
-    connection: RpcConn,
-    /// Whether nobody is in between, who would have to be told which signals to pass on.
-    is_direct: bool,
-}
+/// A connection to the system bus.
+struct Bus(RpcConn);
 
 impl Bus {
-    /// Connects by the system bus; where there is none, as on small machines, directly.
     fn connect() -> Result<Self, SystemdError> {
-        let bus = get_system_bus_path()
-            .and_then(|path| RpcConn::connect_to_path(path, Timeout::Duration(TIMEOUT)));
-        let (connection, is_direct) = match bus {
-            Ok(connection) => (connection, false),
-            Err(error) => match Self::connect_directly() {
-                Ok(connection) => (connection, true),
-                // The bus is what an operator knows and can start.
-                Err(_) => return Err(bus_error("connect to the system bus")(error)),
-            },
-        };
-        Ok(Self {
-            connection,
-            is_direct,
-        })
-    }
-
-    fn connect_directly() -> Result<RpcConn, rustbus::connection::Error> {
-        let connection = DuplexConn::connect_to_bus(UnixAddr::new(DIRECT)?, false)?;
-        Ok(RpcConn::new(connection))
+        const ACTION: &str = "connect to the system bus";
+        let path = get_system_bus_path().map_err(bus_error(ACTION))?;
+        let connection = RpcConn::connect_to_path(path, Timeout::Duration(TIMEOUT));
+        Ok(Self(connection.map_err(bus_error(ACTION))?))
     }
 
     fn send(
@@ -335,10 +318,7 @@ impl Bus {
         action: &'static str,
         call: &mut MarshalledMessage,
     ) -> Result<u32, SystemdError> {
-        let sent = self
-            .connection
-            .send_message(call)
-            .map_err(bus_error(action))?;
+        let sent = self.0.send_message(call).map_err(bus_error(action))?;
         let sent = sent.write_all();
         sent.map_err(|(context, error)| {
             context.force_finish();
@@ -355,7 +335,7 @@ impl Bus {
     ) -> Result<MarshalledMessage, SystemdError> {
         let serial = self.send(action, &mut call)?;
         let timeout = Timeout::Duration(TIMEOUT);
-        let reply = self.connection.wait_response(serial, timeout);
+        let reply = self.0.wait_response(serial, timeout);
         let reply = reply.map_err(bus_error(action))?;
         if reply.typ != MessageType::Error {
             return Ok(reply);
@@ -377,9 +357,7 @@ impl Bus {
         call: MarshalledMessage,
     ) -> Result<(), SystemdError> {
         let rule = format!("type='signal',interface='{INTERFACE}',member='JobRemoved'");
-        if !self.is_direct {
-            self.call(action, unit, standard_messages::add_match(&rule))?;
-        }
+        self.call(action, unit, standard_messages::add_match(&rule))?;
         let reply = self.call(action, unit, call)?;
         let job: wire::ObjectPath<String> = reply
             .body
@@ -387,7 +365,7 @@ impl Bus {
             .get()
             .map_err(message_error("read the name of a job"))?;
         loop {
-            let signal = self.connection.wait_signal(Timeout::Duration(TIMEOUT));
+            let signal = self.0.wait_signal(Timeout::Duration(TIMEOUT));
             let signal = signal.map_err(bus_error("wait for systemd's job"))?;
             if signal.dynheader.member.as_deref() != Some("JobRemoved") {
                 continue;
@@ -446,6 +424,47 @@ mod tests {
         assert_eq!(quota_per_second_us(50_000, 100_000), 500_000);
         assert_eq!(quota_per_second_us(1_000, 100_000), 10_000);
         assert_eq!(quota_per_second_us(33_333, 100_000), 340_000);
+    }
+
+    #[test]
+    fn each_version_of_cgroups_has_its_properties() {
+        let limits = HostLimits {
+            memory_bytes: Some(1 << 30),
+            reservation_bytes: Some(1 << 20),
+            swap_bytes: Some(-1),
+            cpu_shares: Some(512),
+            cpus: "0".into(),
+            pids: Some(9),
+            io_weight: Some(10),
+            ..HostLimits::default()
+        };
+        let names = |is_v1| {
+            of(&limits, is_v1)
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(true),
+            [
+                "MemoryLimit",
+                "CPUShares",
+                "BlockIOWeight",
+                "TasksMax",
+                "AllowedCPUs"
+            ]
+        );
+        assert_eq!(
+            names(false),
+            [
+                "MemoryMax",
+                "MemoryLow",
+                "MemorySwapMax",
+                "CPUWeight",
+                "TasksMax",
+                "AllowedCPUs"
+            ]
+        );
     }
 
     proptest! {

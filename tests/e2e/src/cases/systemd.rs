@@ -16,7 +16,7 @@ use crate::{
     case::{Case, Probe, Test, Topic, case},
     dialogue::Dialogue,
     invocation::Invocation,
-    room::Room,
+    room::{ASSETS, Room},
     runtime::Kind,
 };
 
@@ -28,21 +28,25 @@ pub(crate) const TOPIC: Topic = Topic {
 
 const CASES: &[Case] = &[
     case!(unit_has_the_limits)
-        .userland()
+        .booted()
         .only(RUNC, "crun sets other properties"),
-    case!(path_is_empty).userland(),
-    case!(failed_creation_leaves_no_unit).userland(),
+    case!(path_is_empty).booted(),
+    case!(failed_creation_leaves_no_unit).booted(),
     case!(wrong_unit_is_refused)
-        .userland()
+        .booted()
         .only(RUNC, "crun takes any path"),
-    case!(systemd_ends_the_container).userland(),
+    case!(systemd_ends_the_container).booted(),
     case!(unit_goes_with_the_container)
-        .userland()
+        .booted()
         .only(RUNC, "crun wants a slice"),
-    case!(sandbox_of_two).userland().only(LAZARET, REASON),
+    case!(sandbox_of_two).booted().only(LAZARET, REASON),
     case!(bus_is_missing)
-        .userland()
-        .only(RUNC, "crun needs the bus"),
+        .booted()
+        .only(LAZARET, "runc asks systemd directly, crun has other words"),
+    case!(podman_asks_for_units)
+        .booted()
+        .timeout_s(300)
+        .only(RUNC, "runc is proof enough, and engines take long"),
 ];
 
 const PROBES: &[(&str, Probe)] = &[("farewell", farewell)];
@@ -56,6 +60,14 @@ fn farewell(_: &[String]) -> Result<u8> {
     signals.wait()?;
     println!("farewell");
     Ok(7)
+}
+
+impl Case {
+    /// Needs the userland, whose systemd has cgroup v2.
+    const fn booted(self) -> Self {
+        self.userland()
+            .on_v1(&[], "the systemd of these cases has cgroup v2")
+    }
 }
 
 const RUNC: &[Kind] = &[Kind::Runc, Kind::Lazaret];
@@ -377,19 +389,62 @@ fn sandbox_of_two(test: &Test) -> Result<()> {
     booted.end()
 }
 
-/// Systemd without the bus is asked directly.
+/// Without the bus nothing is made; what was made before goes all the same.
 fn bus_is_missing(test: &Test) -> Result<()> {
     let booted = Booted::new(test)?;
-    let stop = ["systemctl", "stop", "dbus.socket", "dbus.service"];
-    booted.room.command(&stop).succeed()?;
     let bundle = booted.bundle("")?;
     booted.launch(&bundle)?;
-    let unit = format!("e2e-{}.scope", bundle.id);
-    booted.shows(&unit, &[("ActiveState", "active")])?;
+    let stop = ["systemctl", "stop", "dbus.socket", "dbus.service"];
+    booted.room.command(&stop).succeed()?;
+    let other = booted.bundle("")?;
+    let words = ["cannot connect to the system bus"];
+    booted.create(&other)?.output()?.fails(1, &words)?;
+    booted.has_no(&format!("e2e-{}.scope", other.id))?;
     let update = booted.test.runtime.verb("update", &[&bundle.id]);
-    update.option(&["--cpu-share=1024"]).succeed()?;
-    booted.shows(&unit, &[("CPUWeight", "39")])?;
+    let update = update.option(&["--cpu-share=1024"]).output()?;
+    update.fails(1, &words)?;
     booted.delete(&bundle.id)?;
+    let unit = format!("e2e-{}.scope", bundle.id);
+    let left = crate::host::cgroups(&unit);
+    ensure!(left.is_empty(), "{left:?} is left");
+    // Nobody could tell systemd, which learns it a little later from the kernel.
+    booted
+        .room
+        .command(&["systemctl", "stop", &unit])
+        .output()?;
+    booted.has_no(&unit)?;
+    booted.end()
+}
+
+/// Podman as it is on machines with systemd.
+fn podman_asks_for_units(test: &Test) -> Result<()> {
+    let booted = Booted::new(test)?;
+    let podman = |words: &[&str]| booted.room.command(&[&["podman"], words].concat());
+    let archive = format!("{ASSETS}/busybox.tar");
+    podman(&["load", "-q", "-i", &archive]).succeed()?;
+    let run = ["run", "--detach", "--name=box", "--network=none"];
+    let limits = ["--memory=64m", "--cpu-shares=512", "busybox"];
+    let sleep = ["sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait"];
+    let ran = podman(&[&run[..], &limits, &sleep].concat()).succeed()?;
+    let unit = format!("libpod-{}.scope", ran.stdout.trim_end());
+    booted.shows(
+        &unit,
+        &[
+            ("ActiveState", "active"),
+            ("Slice", "machine.slice"),
+            ("CPUWeight", "20"),
+        ],
+    )?;
+    let path = format!("/machine.slice/{unit}");
+    let memory: u64 = booted.file(&path, "memory.max")?.parse()?;
+    ensure!(memory >= 64 << 20, "memory.max is {memory}");
+    podman(&["exec", "box", "true"]).succeed()?;
+    podman(&["update", "--cpu-shares=1024", "box"]).succeed()?;
+    booted.shows(&unit, &[("CPUWeight", "39")])?;
+    podman(&["stop", "--time=60", "box"]).succeed()?;
+    let ended = podman(&["wait", "box"]).succeed()?;
+    ensure!(ended.stdout == "3\n", "it ended with {}", ended.stdout);
+    podman(&["rm", "box"]).succeed()?;
     booted.has_no(&unit)?;
     booted.end()
 }
