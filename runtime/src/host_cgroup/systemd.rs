@@ -14,7 +14,7 @@ use rustbus::{
 };
 
 use super::files::cpu_weight;
-use crate::plan::HostLimits;
+use crate::plan::{HostCgroup, HostLimits, UnitProperty, UnitValue};
 
 /// Where a systemd that has booted the machine says so (`sd_booted(3)`).
 const BOOTED: &str = "/run/systemd/system";
@@ -81,7 +81,8 @@ pub(crate) enum SystemdError {
     },
 }
 
-rustbus::dbus_variant_sig!(Value, Flag => bool; Text => String; Number => u64; Pids => Vec<u32>; Bits => Vec<u8>);
+rustbus::dbus_variant_sig!(Value, Flag => bool; Text => String; Texts => Vec<String>; I32 => i32; U32 => u32;
+    I64 => i64; Number => u64; Pids => Vec<u32>; Bits => Vec<u8>);
 
 type Properties = Vec<(String, Value)>;
 
@@ -103,7 +104,7 @@ pub(crate) fn check_running() -> Result<(), SystemdError> {
 pub(super) fn start(
     slice: &str,
     unit: &str,
-    limits: &HostLimits,
+    wanted: &HostCgroup,
     is_v1: bool,
 ) -> Result<(), SystemdError> {
     let mut properties: Properties = vec![
@@ -130,7 +131,9 @@ pub(super) fn start(
         ("DefaultDependencies", false),
     ];
     properties.extend(flags.map(|(name, value)| (name.to_owned(), Value::Flag(value))));
-    properties.extend(of(limits, is_v1));
+    properties.extend(of(&wanted.limits, is_v1));
+    // The last one of a name holds.
+    properties.extend(wanted.properties.iter().map(property));
     let mut bus = Bus::connect()?;
     match bus.start(unit, &properties) {
         Err(SystemdError::Refused { name, .. }) if name == UNIT_EXISTS => {
@@ -140,6 +143,20 @@ pub(super) fn start(
         }
         result => result,
     }
+}
+
+/// A property that the bundle gives, for the bus.
+fn property(given: &UnitProperty) -> (String, Value) {
+    let value = match given.value.clone() {
+        UnitValue::Flag(value) => Value::Flag(value),
+        UnitValue::Text(value) => Value::Text(value),
+        UnitValue::Texts(value) => Value::Texts(value),
+        UnitValue::I32(value) => Value::I32(value),
+        UnitValue::U32(value) => Value::U32(value),
+        UnitValue::I64(value) => Value::I64(value),
+        UnitValue::U64(value) => Value::Number(value),
+    };
+    (given.name.clone(), value)
 }
 
 /// Tells systemd the limit on CPU time.

@@ -791,12 +791,17 @@ fn systemds_units() {
         json!({"org.systemd.property.TimeoutStopUSec": "uint64 1"}),
     )
     .unwrap();
+    let timeout = UnitProperty {
+        name: "TimeoutStopUSec".to_owned(),
+        value: UnitValue::U64(1),
+    };
+    assert_eq!(plan.host.cgroup.properties, [timeout]);
+    assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    let wrong = json!({"org.systemd.property.KillSignal": "TERM"});
     assert_eq!(
-        plan.warnings,
-        [
-            "annotations[org.systemd.property.TimeoutStopUSec]: not applied, the unit has the \
-          properties of its limits only"
-        ]
+        planned("", wrong).unwrap_err(),
+        "annotations[org.systemd.property.KillSignal]: must be a boolean, a number, a text in \
+         quotes, or a list of such texts"
     );
 }
 

@@ -43,6 +43,9 @@ const CASES: &[Case] = &[
     case!(bus_is_missing)
         .booted()
         .only(LAZARET, "runc asks systemd directly, crun has other words"),
+    case!(annotations_are_properties)
+        .booted()
+        .only(RUNC, "crun reads lists in another way"),
     case!(podman_asks_for_units)
         .booted()
         .timeout_s(300)
@@ -316,6 +319,51 @@ fn failed_creation_leaves_no_unit(test: &Test) -> Result<()> {
     let output = booted.create(&bundle)?.output()?;
     output.fails(1, &["/no/such/program"])?;
     booted.has_no(&format!("e2e-{}.scope", bundle.id))?;
+    booted.end()
+}
+
+fn annotations_are_properties(test: &Test) -> Result<()> {
+    let booted = Booted::new(test)?;
+    let mut bundle = booted.bundle("system.slice")?;
+    bundle.set(
+        "/annotations",
+        json!({
+            "org.systemd.property.TimeoutStopSec": "7",
+            "org.systemd.property.RuntimeMaxUSec": "uint64 90000000",
+            "org.systemd.property.CollectMode": "'inactive-or-failed'",
+            "org.systemd.property.KillSignal": "10",
+            "org.systemd.property.SendSIGHUP": "true",
+            "org.systemd.property.Wants": "['e2e.target', 'dbus.socket']",
+        }),
+    );
+    booted.launch(&bundle)?;
+    let unit = format!("e2e-{}.scope", bundle.id);
+    let expected = [
+        ("TimeoutStopUSec", "7s"),
+        ("RuntimeMaxUSec", "1min 30s"),
+        ("CollectMode", "inactive-or-failed"),
+        ("KillSignal", "10"),
+        ("SendSIGHUP", "yes"),
+    ];
+    booted.shows(&unit, &expected)?;
+    let wants = booted.show(&unit)?.remove("Wants").unwrap_or_default();
+    ensure!(
+        wants.contains("e2e.target") && wants.contains("dbus.socket"),
+        "Wants is {wants}"
+    );
+    booted.delete(&bundle.id)?;
+    booted.has_no(&unit)?;
+    for (name, value, word) in [
+        ("KillSignal", "TERM", "KillSignal"),
+        ("no", "1", "org.systemd.property.no"),
+        ("NoSuchThing", "1", "NoSuchThing"),
+    ] {
+        let mut bundle = booted.bundle("system.slice")?;
+        let name = format!("org.systemd.property.{name}");
+        bundle.set("/annotations", json!({ name: value }));
+        booted.create(&bundle)?.output()?.fails(1, &[word])?;
+        booted.has_no(&format!("e2e-{}.scope", bundle.id))?;
+    }
     booted.end()
 }
 
