@@ -24,9 +24,11 @@ const E2E_TIMEOUT: Duration = Duration::from_secs(40 * 60);
 const HOSTS_MAX: usize = 8;
 
 /// Cases whose result may depend on the version of the host's cgroups.
-const CGROUP_CASES: [&str; 10] = [
+const CGROUP_CASES: [&str; 12] = [
     "cgroup::",
     "limits::",
+    "unit_has_the_limits",
+    "sandbox_of_two",
     "exec_in_a_sub_cgroup",
     "exec_in_a_paused_container",
     "processes_as_json",
@@ -130,6 +132,12 @@ fn fuzz_targets() -> Result<()> {
 
 /// The suite of `tests/e2e`, with real VMs.
 fn end_to_end(options: &Options) -> Result<()> {
+    let products = prepared()?;
+    drive(&products, options.full.then_some("--full").as_slice())
+}
+
+/// The suite's binary with all that its cases need.
+fn prepared() -> Result<Products> {
     let products = products::build(&["lazaret-e2e"])?;
     packages::ensure(
         &["runc", "crun"],
@@ -144,14 +152,13 @@ fn end_to_end(options: &Options) -> Result<()> {
             .arg("prepare")
             .env("CARGO", cargo().get_program()),
     )?;
-    drive(&products, options.full.then_some("--full").as_slice())
+    Ok(products)
 }
 
 /// The cases about the host's cgroups once more, on hosts that have version 1, alone and with
 /// version 2 besides. The machine's own are what they are, so these hosts are emulated anywhere.
 fn older_cgroups() -> Result<()> {
-    let products = products::build(&["lazaret-e2e"])?;
-    packages::ensure(&["runc"], "the runtime that proves the end-to-end cases")?;
+    let products = prepared()?;
     let mut arguments = vec!["--runtime", "runc", "--runtime", "lazaret"];
     arguments.extend(CGROUP_CASES.iter().flat_map(|part| ["--filter", part]));
     let host = emu::default_host()?;

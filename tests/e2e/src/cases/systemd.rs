@@ -15,6 +15,7 @@ use crate::{
     bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
     dialogue::Dialogue,
+    host::has_cgroup_v1,
     invocation::Invocation,
     room::{ASSETS, Room},
     runtime::Kind,
@@ -28,26 +29,26 @@ pub(crate) const TOPIC: Topic = Topic {
 
 const CASES: &[Case] = &[
     case!(unit_has_the_limits)
-        .booted()
+        .userland()
         .only(RUNC, "crun sets other properties"),
-    case!(path_is_empty).booted(),
-    case!(failed_creation_leaves_no_unit).booted(),
+    case!(path_is_empty).userland(),
+    case!(failed_creation_leaves_no_unit).userland(),
     case!(wrong_unit_is_refused)
-        .booted()
+        .userland()
         .only(RUNC, "crun takes any path"),
-    case!(systemd_ends_the_container).booted(),
+    case!(systemd_ends_the_container).userland(),
     case!(unit_goes_with_the_container)
-        .booted()
+        .userland()
         .only(RUNC, "crun wants a slice"),
-    case!(sandbox_of_two).booted().only(LAZARET, REASON),
+    case!(sandbox_of_two).userland().only(LAZARET, REASON),
     case!(bus_is_missing)
-        .booted()
+        .userland()
         .only(LAZARET, "runc asks systemd directly, crun has other words"),
     case!(annotations_are_properties)
-        .booted()
+        .userland()
         .only(RUNC, "crun reads lists in another way"),
     case!(podman_asks_for_units)
-        .booted()
+        .userland()
         .timeout_s(300)
         .only(RUNC, "runc is proof enough, and engines take long"),
 ];
@@ -63,14 +64,6 @@ fn farewell(_: &[String]) -> Result<u8> {
     signals.wait()?;
     println!("farewell");
     Ok(7)
-}
-
-impl Case {
-    /// Needs the userland, whose systemd has cgroup v2.
-    const fn booted(self) -> Self {
-        self.userland()
-            .on_v1(&[], "the systemd of these cases has cgroup v2")
-    }
 }
 
 const RUNC: &[Kind] = &[Kind::Runc, Kind::Lazaret];
@@ -155,10 +148,15 @@ impl Booted {
         Ok(())
     }
 
-    /// A file of a unit's cgroup, which is at that path for systemd.
+    /// A file of a unit's cgroup, which is at that path for systemd. With cgroup v1 it is in the
+    /// hierarchy of the controller that it is named after.
     fn file(&self, path: &str, name: &str) -> Result<String> {
         let group = self.test.tag.trim_end_matches('-');
-        let path = PathBuf::from(format!("/sys/fs/cgroup/{group}{path}/{name}"));
+        let controller = match name.split_once('.') {
+            Some((controller, _)) if has_cgroup_v1() => controller.replace("cgroup", "systemd"),
+            _ => String::new(),
+        };
+        let path = PathBuf::from(format!("/sys/fs/cgroup/{controller}/{group}{path}/{name}"));
         let text = fs::read_to_string(&path);
         let text = text.with_context(|| format!("cannot read {}", path.display()))?;
         Ok(text.trim_end().to_owned())
@@ -197,18 +195,68 @@ const PROPERTIES: &[(&str, &str)] = &[
     ("DefaultDependencies", "no"),
     ("CPUAccounting", "yes"),
     ("MemoryAccounting", "yes"),
-    ("IOAccounting", "yes"),
     ("TasksAccounting", "yes"),
-    ("CPUWeight", "20"),
     ("CPUQuotaPerSecUSec", "800ms"),
     ("CPUQuotaPeriodUSec", "200ms"),
-    ("MemoryLow", "67108864"),
-    ("MemorySwapMax", "67108864"),
     ("AllowedCPUs", "0"),
     ("AllowedMemoryNodes", "0"),
     ("CollectMode", "inactive"),
     ("KillMode", "control-group"),
 ];
+
+/// What differs between the versions of cgroups.
+struct Version {
+    properties: &'static [(&'static str, &'static str)],
+    /// After the update: properties, and files.
+    changed: &'static [(&'static str, &'static str)],
+    files: &'static [(&'static str, &'static str)],
+    /// Property and file of the limit of memory.
+    memory: (&'static str, &'static str),
+}
+
+const V1: Version = Version {
+    properties: &[("BlockIOAccounting", "yes"), ("CPUShares", "512")],
+    changed: &[
+        ("CPUShares", "1024"),
+        ("CPUQuotaPerSecUSec", "500ms"),
+        ("CPUQuotaPeriodUSec", "100ms"),
+    ],
+    files: &[
+        ("cpu.cfs_quota_us", "50000"),
+        ("cpu.cfs_period_us", "100000"),
+        ("cpu.shares", "1024"),
+        ("cpuset.cpus", "0"),
+    ],
+    memory: ("MemoryLimit", "memory.limit_in_bytes"),
+};
+
+const V2: Version = Version {
+    properties: &[
+        ("IOAccounting", "yes"),
+        ("CPUWeight", "20"),
+        ("MemoryLow", "67108864"),
+        ("MemorySwapMax", "67108864"),
+    ],
+    changed: &[
+        ("CPUWeight", "39"),
+        ("CPUQuotaPerSecUSec", "500ms"),
+        ("CPUQuotaPeriodUSec", "100ms"),
+        ("MemoryLow", "33554432"),
+        ("MemorySwapMax", "67108864"),
+    ],
+    files: &[
+        ("cpu.max", "50000 100000"),
+        ("cpu.weight", "39"),
+        ("memory.low", "33554432"),
+        ("cpuset.cpus", "0"),
+    ],
+    memory: ("MemoryMax", "memory.max"),
+};
+
+/// The host's.
+fn version() -> &'static Version {
+    if has_cgroup_v1() { &V1 } else { &V2 }
+}
 
 fn unit_has_the_limits(test: &Test) -> Result<()> {
     let booted = Booted::new(test)?;
@@ -225,6 +273,7 @@ fn unit_has_the_limits(test: &Test) -> Result<()> {
     let unit = format!("e2e-{}.scope", bundle.id);
     let path = format!("/e2e.slice/e2e-deep.slice/{unit}");
     booted.shows(&unit, PROPERTIES)?;
+    booted.shows(&unit, version().properties)?;
     booted.shows(&unit, &[("ControlGroup", &path), ("Id", &unit)])?;
     booted.shows("e2e-deep.slice", &[("ActiveState", "active")])?;
     let room = is_enough(&booted, &unit, &path, 256 << 20, 20)?;
@@ -244,29 +293,17 @@ fn unit_has_the_limits(test: &Test) -> Result<()> {
         "--pids-limit=30",
     ]);
     update.succeed()?;
-    let changed = [
-        ("CPUWeight", "39"),
-        ("CPUQuotaPerSecUSec", "500ms"),
-        ("CPUQuotaPeriodUSec", "100ms"),
-        ("MemoryLow", "33554432"),
-        ("MemorySwapMax", "67108864"),
-    ];
-    booted.shows(&unit, &changed)?;
+    booted.shows(&unit, version().changed)?;
     ensure!(is_enough(&booted, &unit, &path, 256 << 20, 30)? == room);
     // Systemd writes all it knows again, and must not undo anything.
     booted
         .room
         .command(&["systemctl", "daemon-reload"])
         .succeed()?;
-    booted.shows(&unit, &changed)?;
-    for (name, value) in [
-        ("cpu.max", "50000 100000"),
-        ("cpu.weight", "39"),
-        ("memory.low", "33554432"),
-        ("cpuset.cpus", "0"),
-    ] {
+    booted.shows(&unit, version().changed)?;
+    for (name, value) in version().files {
         let found = booted.file(&path, name)?;
-        ensure!(found == value, "{name} is {found}, expected {value}");
+        ensure!(found == *value, "{name} is {found}, expected {value}");
     }
     is_enough(&booted, &unit, &path, 256 << 20, 30)?;
     booted.delete(&bundle.id)?;
@@ -278,11 +315,9 @@ fn unit_has_the_limits(test: &Test) -> Result<()> {
 /// the same; tells how much more memory.
 fn is_enough(booted: &Booted, unit: &str, path: &str, memory: u64, tasks: u64) -> Result<u64> {
     let found = booted.show(unit)?;
+    let (property, file) = version().memory;
     let mut more = 0;
-    for (name, file, least) in [
-        ("MemoryMax", "memory.max", memory),
-        ("TasksMax", "pids.max", tasks),
-    ] {
+    for (name, file, least) in [(property, file, memory), ("TasksMax", "pids.max", tasks)] {
         let said = found.get(name).with_context(|| format!("no {name}"))?;
         let written = booted.file(path, file)?;
         ensure!(*said == written, "{name} is {said}, {file} is {written}");
@@ -474,21 +509,26 @@ fn podman_asks_for_units(test: &Test) -> Result<()> {
     let limits = ["--memory=64m", "--cpu-shares=512", "busybox"];
     let sleep = ["sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait"];
     let ran = podman(&[&run[..], &limits, &sleep].concat()).succeed()?;
+    let shares = match has_cgroup_v1() {
+        true => [("CPUShares", "512"), ("CPUShares", "1024")],
+        false => [("CPUWeight", "20"), ("CPUWeight", "39")],
+    };
     let unit = format!("libpod-{}.scope", ran.stdout.trim_end());
     booted.shows(
         &unit,
         &[
             ("ActiveState", "active"),
             ("Slice", "machine.slice"),
-            ("CPUWeight", "20"),
+            shares[0],
         ],
     )?;
     let path = format!("/machine.slice/{unit}");
-    let memory: u64 = booted.file(&path, "memory.max")?.parse()?;
-    ensure!(memory >= 64 << 20, "memory.max is {memory}");
+    let (_, file) = version().memory;
+    let memory: u64 = booted.file(&path, file)?.parse()?;
+    ensure!(memory >= 64 << 20, "{file} is {memory}");
     podman(&["exec", "box", "true"]).succeed()?;
     podman(&["update", "--cpu-shares=1024", "box"]).succeed()?;
-    booted.shows(&unit, &[("CPUWeight", "39")])?;
+    booted.shows(&unit, &shares[1..])?;
     podman(&["stop", "--time=60", "box"]).succeed()?;
     let ended = podman(&["wait", "box"]).succeed()?;
     ensure!(ended.stdout == "3\n", "it ended with {}", ended.stdout);

@@ -3,6 +3,7 @@
 //! no other unit: whatever else appears, a case has made.
 
 use std::{
+    ffi::CString,
     fs,
     os::unix::net::UnixDatagram,
     path::{Path, PathBuf},
@@ -13,6 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sched::CloneFlags;
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    mount::{MountFlags, UnmountFlags, mount, unmount},
     process::{Pid, PidfdFlags, pidfd_open},
 };
 
@@ -56,6 +58,66 @@ pub(super) fn furnish(root: &Path) -> Result<()> {
     fs::remove_dir_all(root.join(GENERATORS)).context("cannot remove the generators")
 }
 
+/// A mounted hierarchy of cgroups.
+struct Hierarchy {
+    /// Where it is mounted.
+    point: PathBuf,
+    /// Its type and options.
+    kind: String,
+    options: String,
+}
+
+impl Hierarchy {
+    /// All of this machine, version 1 or 2.
+    fn all() -> Result<Vec<Self>> {
+        let mounts = fs::read_to_string("/proc/self/mountinfo")?;
+        let found = mounts.lines().filter_map(|line| {
+            let (mount, kind) = line.split_once(" - ")?;
+            let mut kind = kind.split(' ');
+            let hierarchy = Self {
+                point: mount.split(' ').nth(4)?.into(),
+                kind: kind.next()?.to_owned(),
+                options: kind.nth(1)?.replace("rw,", ""),
+            };
+            hierarchy.kind.starts_with("cgroup").then_some(hierarchy)
+        });
+        Ok(found.collect())
+    }
+
+    /// Brings this process into a cgroup of that name.
+    fn enter(&self, name: &str) -> Result<()> {
+        let group = self.point.join(name);
+        fs::create_dir_all(&group).context("cannot make a cgroup")?;
+        for file in ["cpuset.cpus", "cpuset.mems"] {
+            // With version 1 none may be empty.
+            if self.kind == "cgroup" && group.join(file).exists() {
+                fs::write(group.join(file), fs::read(self.point.join(file))?)?;
+            }
+        }
+        fs::write(group.join("cgroup.procs"), "0").context("cannot enter a cgroup")
+    }
+
+    /// Mounts it anew, so that the top of the cgroup namespace is its top.
+    fn mount_again(&self) -> Result<()> {
+        unmount(&self.point, UnmountFlags::empty())?;
+        let named = if self.options.contains("name=") {
+            "none,"
+        } else {
+            ""
+        };
+        let options = CString::new(format!("{named}{}", self.options))?;
+        let flags = MountFlags::empty();
+        mount(
+            &self.kind,
+            &self.point,
+            &self.kind,
+            flags,
+            options.as_c_str(),
+        )
+        .with_context(|| format!("cannot mount {}", self.point.display()))
+    }
+}
+
 /// A systemd that runs.
 pub(super) struct Systemd(Child);
 
@@ -63,18 +125,21 @@ impl Systemd {
     /// Boots one in the cgroup of that name, in this process's mount namespace.
     pub(super) fn start(cgroup: &str) -> Result<Self> {
         let ready = UnixDatagram::bind(READY).context("cannot listen")?;
-        let cgroup = PathBuf::from("/sys/fs/cgroup").join(cgroup);
-        fs::create_dir_all(&cgroup).context("cannot make its cgroup")?;
+        let hierarchies = Hierarchy::all()?;
+        for hierarchy in &hierarchies {
+            hierarchy.enter(cgroup)?;
+        }
         // The next process is the first of a namespace. Its mounts are this process's, too.
-        nix::sched::unshare(CloneFlags::CLONE_NEWPID)?;
-        let script = format!(
-            "echo 0 > {}/cgroup.procs && exec unshare --cgroup sh -euc '
-             mount -t proc proc /proc
-             umount /sys/fs/cgroup
-             mount -t cgroup2 -o nsdelegate cgroup2 /sys/fs/cgroup
-             exec /lib/systemd/systemd --system --unit=e2e.target --log-target=null --show-status=no'",
-            cgroup.display()
-        );
+        nix::sched::unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWCGROUP)?;
+        let mut script = String::new();
+        for hierarchy in &hierarchies {
+            hierarchy.mount_again()?;
+            // Out of its way: with version 2 there may be no process where controllers are passed on.
+            hierarchy.enter("outside")?;
+            script += &format!("echo 0 > {}/cgroup.procs\n", hierarchy.point.display());
+        }
+        script += "mount -t proc proc /proc
+            exec /lib/systemd/systemd --system --unit=e2e.target --log-target=null --show-status=no";
         let child = Command::new("/bin/sh")
             .args(["-euc", &script])
             .env_clear()
