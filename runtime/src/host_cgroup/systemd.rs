@@ -1,23 +1,27 @@
-//! The systemd driver: a sandbox's cgroup as a transient scope, asked for on the system bus. Only
-//! what systemd has to know is said here, so that it does not undo the limits; the files of the
-//! cgroup are written all the same.
+//! The systemd driver: a sandbox's cgroup as a transient scope, asked for on the system bus, or of
+//! systemd directly where there is no bus. Only what systemd has to know is said here, so that it
+//! does not undo the limits; the files of the cgroup are written all the same.
 //!
 //! Sources: `org.freedesktop.systemd1(5)`, `systemd.resource-control(5)`; runc for which properties.
 
 use std::time::Duration;
 
 use rustbus::{
-    MessageBuilder, MessageType, RpcConn,
+    DuplexConn, MessageBuilder, MessageType, RpcConn,
     connection::{Timeout, get_system_bus_path},
     message_builder::MarshalledMessage,
     standard_messages, wire,
 };
+use rustbus_nix::sys::socket::UnixAddr;
 
 use super::files::cpu_weight;
 use crate::plan::HostLimits;
 
 /// Where a systemd that has booted the machine says so (`sd_booted(3)`).
 const BOOTED: &str = "/run/systemd/system";
+
+/// Where systemd itself takes calls of the superuser.
+const DIRECT: &str = "/run/systemd/private";
 
 /// How long systemd may take for one job.
 const TIMEOUT: Duration = Duration::from_secs(30);
@@ -295,15 +299,35 @@ fn bus_error(action: &'static str) -> impl FnOnce(rustbus::connection::Error) ->
     move |source| SystemdError::Bus { action, source }
 }
 
-/// A connection to the system bus.
-struct Bus(RpcConn);
+/// A connection to systemd.
+struct Bus {
+    connection: RpcConn,
+    /// Whether nobody is in between, who would have to be told which signals to pass on.
+    is_direct: bool,
+}
 
 impl Bus {
+    /// Connects by the system bus; where there is none, as on small machines, directly.
     fn connect() -> Result<Self, SystemdError> {
-        const ACTION: &str = "connect to the system bus";
-        let path = get_system_bus_path().map_err(bus_error(ACTION))?;
-        let connection = RpcConn::connect_to_path(path, Timeout::Duration(TIMEOUT));
-        Ok(Self(connection.map_err(bus_error(ACTION))?))
+        let bus = get_system_bus_path()
+            .and_then(|path| RpcConn::connect_to_path(path, Timeout::Duration(TIMEOUT)));
+        let (connection, is_direct) = match bus {
+            Ok(connection) => (connection, false),
+            Err(error) => match Self::connect_directly() {
+                Ok(connection) => (connection, true),
+                // The bus is what an operator knows and can start.
+                Err(_) => return Err(bus_error("connect to the system bus")(error)),
+            },
+        };
+        Ok(Self {
+            connection,
+            is_direct,
+        })
+    }
+
+    fn connect_directly() -> Result<RpcConn, rustbus::connection::Error> {
+        let connection = DuplexConn::connect_to_bus(UnixAddr::new(DIRECT)?, false)?;
+        Ok(RpcConn::new(connection))
     }
 
     fn send(
@@ -311,7 +335,10 @@ impl Bus {
         action: &'static str,
         call: &mut MarshalledMessage,
     ) -> Result<u32, SystemdError> {
-        let sent = self.0.send_message(call).map_err(bus_error(action))?;
+        let sent = self
+            .connection
+            .send_message(call)
+            .map_err(bus_error(action))?;
         let sent = sent.write_all();
         sent.map_err(|(context, error)| {
             context.force_finish();
@@ -328,7 +355,7 @@ impl Bus {
     ) -> Result<MarshalledMessage, SystemdError> {
         let serial = self.send(action, &mut call)?;
         let timeout = Timeout::Duration(TIMEOUT);
-        let reply = self.0.wait_response(serial, timeout);
+        let reply = self.connection.wait_response(serial, timeout);
         let reply = reply.map_err(bus_error(action))?;
         if reply.typ != MessageType::Error {
             return Ok(reply);
@@ -350,7 +377,9 @@ impl Bus {
         call: MarshalledMessage,
     ) -> Result<(), SystemdError> {
         let rule = format!("type='signal',interface='{INTERFACE}',member='JobRemoved'");
-        self.call(action, unit, standard_messages::add_match(&rule))?;
+        if !self.is_direct {
+            self.call(action, unit, standard_messages::add_match(&rule))?;
+        }
         let reply = self.call(action, unit, call)?;
         let job: wire::ObjectPath<String> = reply
             .body
@@ -358,7 +387,7 @@ impl Bus {
             .get()
             .map_err(message_error("read the name of a job"))?;
         loop {
-            let signal = self.0.wait_signal(Timeout::Duration(TIMEOUT));
+            let signal = self.connection.wait_signal(Timeout::Duration(TIMEOUT));
             let signal = signal.map_err(bus_error("wait for systemd's job"))?;
             if signal.dynheader.member.as_deref() != Some("JobRemoved") {
                 continue;
