@@ -44,6 +44,8 @@ pub(crate) struct Case {
     pub(crate) v1_kinds: &'static [Kind],
     /// Why not under the others.
     pub(crate) v1_reason: &'static str,
+    /// Why not where the host has cgroup v1 alone; empty if it does run there.
+    pub(crate) legacy_reason: &'static str,
     /// Requirements of the runtime-spec that it proves: ids of the catalogue in `conformance/`.
     pub(crate) covers: &'static [&'static str],
     /// Which of the runtimes that differ is right, and why.
@@ -66,6 +68,7 @@ impl Case {
             reason: "",
             v1_kinds: ALL,
             v1_reason: "",
+            legacy_reason: "",
             covers: &[],
             right: "",
         }
@@ -101,6 +104,12 @@ impl Case {
     pub(crate) const fn on_v1(mut self, kinds: &'static [Kind], reason: &'static str) -> Self {
         self.v1_kinds = kinds;
         self.v1_reason = reason;
+        self
+    }
+
+    /// Does not run where the host has cgroup v1 without v2 besides; `reason` says why.
+    pub(crate) const fn not_on_legacy(mut self, reason: &'static str) -> Self {
+        self.legacy_reason = reason;
         self
     }
 

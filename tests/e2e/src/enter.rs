@@ -29,9 +29,15 @@ pub(crate) fn main(pid: &str, program: &str, arguments: &[String]) -> Result<Exi
 /// program there. Its exit status is that of the program, as a shell has it.
 pub(crate) fn log_in(pid: &str, program: &str, arguments: &[String]) -> Result<ExitCode> {
     // Cgroups first: from outside of its cgroup namespace nothing can be moved into it.
-    let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).context("no such process")?;
-    for line in cgroups.lines() {
-        join_cgroup(line)?;
+    let read = || fs::read_to_string(format!("/proc/{pid}/cgroup")).context("no such process");
+    let mut cgroups = read()?;
+    while let Err(error) = cgroups.lines().try_for_each(join_cgroup) {
+        // Systemd may have moved it meanwhile, and have removed where it was.
+        let moved = read()?;
+        if moved == cgroups {
+            return Err(error);
+        }
+        cgroups = moved;
     }
     for (name, flag) in [
         ("cgroup", CloneFlags::CLONE_NEWCGROUP),

@@ -182,6 +182,11 @@ pub(crate) fn has_cgroup_v1() -> bool {
     !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
 }
 
+/// Whether cgroup v2 is mounted, with controllers or besides those of version 1.
+pub(crate) fn has_cgroup_v2() -> bool {
+    !has_cgroup_v1() || Path::new("/sys/fs/cgroup/unified").exists()
+}
+
 /// Control groups whose path contains `tag`.
 pub(crate) fn cgroups(tag: &str) -> Vec<String> {
     let mut found = Vec::new();

@@ -219,6 +219,9 @@ impl Options {
         if host::has_cgroup_v1() && !job.case.v1_kinds.contains(&job.kind) {
             return Some(job.case.v1_reason.to_owned());
         }
+        if !host::has_cgroup_v2() && !job.case.legacy_reason.is_empty() {
+            return Some(job.case.legacy_reason.to_owned());
+        }
         if job.case.userland && !prepare::is_complete(&self.assets) {
             return Some(format!(
                 "`lazaret-e2e prepare` has not filled {}",
