@@ -16,7 +16,7 @@ pub mod vm;
 
 /// Version of both wires. It changes with every change to a type of this crate; peers of different
 /// versions refuse each other in [`agent::Request::Hello`] and [`vm::Launch`].
-pub const VERSION: u32 = 4;
+pub const VERSION: u32 = 5;
 
 #[cfg(test)]
 mod tests;
