@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 
 use lazaret_protocol::container::{CreateContainer, DeviceKind, DeviceNode, IdMapping};
 use rustix::fs::{
@@ -22,12 +23,15 @@ pub struct DeviceNodeError {
     source: Os,
 }
 
-/// Makes the container's nodes, each an unattached mount. There is none for a pipe, which the
+/// Makes the container's nodes in `directory`, each an unattached mount. There is none for a pipe, which the
 /// container makes itself. They can be removed once they are mounted.
 ///
 /// # Errors
 /// [`DeviceNodeError`], which names the device.
-pub fn make_all(container: &CreateContainer) -> Result<Vec<Option<OwnedFd>>, DeviceNodeError> {
+pub fn make_all(
+    container: &CreateContainer,
+    directory: &Path,
+) -> Result<Vec<Option<OwnedFd>>, DeviceNodeError> {
     let make = |(index, device): (usize, &DeviceNode)| {
         let kind = match device.kind {
             DeviceKind::Character => FileType::CharacterDevice,
@@ -38,7 +42,7 @@ pub fn make_all(container: &CreateContainer) -> Result<Vec<Option<OwnedFd>>, Dev
         let gid = outside(&container.gid_mappings, device.gid);
         let number = makedev(device.major, device.minor);
         let mode = Mode::from_raw_mode(device.mode);
-        let place = place(&container.id, index);
+        let place = place(directory, &container.id, index);
         mknodat(CWD, &place, kind, mode, number)
             .and_then(|()| finish(&place, mode, uid, gid))
             .map(Some)
@@ -49,26 +53,26 @@ pub fn make_all(container: &CreateContainer) -> Result<Vec<Option<OwnedFd>>, Dev
     };
     let made: Result<Vec<_>, _> = container.devices.iter().enumerate().map(make).collect();
     if made.is_err() {
-        remove_all(&container.id, container.devices.len());
+        remove_all(&container.id, container.devices.len(), directory);
     }
     made
 }
 
 /// Removes the nodes of the container's `count` devices, as far as there are any. Where they are
 /// mounted they stay.
-pub fn remove_all(id: &str, count: usize) {
+pub fn remove_all(id: &str, count: usize, directory: &Path) {
     for index in 0..count {
         // Pipes have none.
-        let _ = unlinkat(CWD, place(id, index), AtFlags::empty());
+        let _ = unlinkat(CWD, place(directory, id, index), AtFlags::empty());
     }
 }
 
-/// Where a node is, in the guest's own root: a mount needs its source to be there.
-fn place(id: &str, index: usize) -> String {
-    format!("/device-{index}-{id}")
+/// Where a node is: a mount needs its source to be there.
+fn place(directory: &Path, id: &str, index: usize) -> PathBuf {
+    directory.join(format!("device-{index}-{id}"))
 }
 
-fn finish(place: &str, mode: Mode, uid: Option<u32>, gid: Option<u32>) -> Result<OwnedFd, Errno> {
+fn finish(place: &Path, mode: Mode, uid: Option<u32>, gid: Option<u32>) -> Result<OwnedFd, Errno> {
     let (Some(uid), Some(gid)) = (uid, gid) else {
         return Err(Errno::INVAL);
     };

@@ -171,6 +171,7 @@ pub fn prepare(started_us: u64) -> Result<(OwnedFd, Environment, Share), GuestEr
         executable: c"/proc/self/exe".into(),
         share: PathBuf::from(SHARE),
         staging: PathBuf::from(STAGING),
+        nodes: PathBuf::from("/"),
         cgroup_mount: PathBuf::from(CGROUP_MOUNT),
         // Each level costs as much as a container's own cgroup does.
         cgroup_parent: PathBuf::from(CGROUP_MOUNT),

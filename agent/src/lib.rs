@@ -26,6 +26,7 @@ pub mod launch;
 pub mod loopback;
 pub mod mounts;
 pub mod namespaces;
+pub mod proc_files;
 pub mod process;
 pub mod process_list;
 pub mod reaper;

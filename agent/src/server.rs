@@ -27,7 +27,7 @@ use crate::cpus::{self, CpuError};
 use crate::guest::Share;
 use crate::process::{End, Process};
 use crate::reaper::Reaper;
-use crate::{process_list, stdio, sys};
+use crate::{proc_files, process_list, stdio, sys};
 
 /// Where the kernel has the guest's CPUs.
 const CPUS: &str = "/sys/devices/system/cpu";
@@ -196,6 +196,7 @@ impl Agent {
                 let pids = pids.map_err(ContainerError::from)?;
                 Ok(Answer::Processes(process_list::describe(&pids, after)))
             }
+            Request::ReadProc { container, path } => self.read_proc(&container, &path),
             Request::ReadCgroup { container, files } => {
                 let contents = self.container(&container)?.cgroup().read(&files);
                 Ok(Answer::Files(contents.map_err(ContainerError::from)?))
@@ -205,11 +206,7 @@ impl Agent {
                 written.map_err(ContainerError::from)?;
                 Ok(Answer::Done)
             }
-            Request::SetCpus { count } => match cpus::set_online(Path::new(CPUS), count) {
-                Ok(()) => Ok(Answer::Done),
-                Err(error @ CpuError::None) => Err(invalid(error.to_string())),
-                Err(error) => Err(system(&error)),
-            },
+            Request::SetCpus { count } => set_cpus(count),
             Request::WatchOom { container, seen } => self.watch_oom(&container, seen).await,
             Request::Pause { container } => {
                 self.container(&container)?.pause().await?;
@@ -240,6 +237,17 @@ impl Agent {
         let containers = self.containers.borrow();
         let found = containers.get(id).and_then(Option::clone);
         found.ok_or_else(|| not_found(format!("container {id:?} does not exist")))
+    }
+
+    fn read_proc(&self, container: &str, path: &str) -> Reply {
+        let container = self.container(container)?;
+        let first = container.init();
+        let content = match first.status() {
+            None => proc_files::read(first.pid(), path).map_err(|error| system(&error))?,
+            // Its pid may be another process's.
+            Some(_) => None,
+        };
+        Ok(Answer::Files(vec![content]))
     }
 
     async fn create(&self, wanted: CreateContainer) -> Reply {
@@ -391,6 +399,14 @@ fn invalid(message: String) -> Failure {
     Failure {
         kind: FailureKind::Invalid,
         message,
+    }
+}
+
+fn set_cpus(count: u32) -> Reply {
+    match cpus::set_online(Path::new(CPUS), count) {
+        Ok(()) => Ok(Answer::Done),
+        Err(error @ CpuError::None) => Err(invalid(error.to_string())),
+        Err(error) => Err(system(&error)),
     }
 }
 

@@ -154,6 +154,15 @@ pub enum Request {
         /// Pids up to this one are left out.
         after: u32,
     },
+    /// Reads the `/proc` that the container's first process sees: what a file holds, where a link
+    /// leads, or the pids in a directory, a line each. Answer: [`Answer::Files`] with one content,
+    /// `None` if it is not there.
+    ReadProc {
+        /// Container id.
+        container: String,
+        /// Path below `/proc`, of a file that nobody waits for; empty is `/proc` itself.
+        path: String,
+    },
     /// Reads files of the container's cgroup. Answer: [`Answer::Files`].
     ReadCgroup {
         /// Container id.

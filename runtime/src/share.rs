@@ -5,7 +5,7 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd as _, OwnedFd},
+    os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -220,13 +220,17 @@ impl Share {
         })
     }
 
-    /// Shows the container's files to those who join this mount namespace. What the namespace's own
-    /// processes see stays what it is.
+    /// Shows the container's files to those who join this mount namespace, and the mount `proc` where
+    /// the container has its `/proc`. What the namespace's own processes see stays what it is.
     ///
     /// # Errors
     /// [`ShareError::Mount`].
-    pub(crate) fn show(&self, container: &CreateContainer) -> Result<(), ShareError> {
-        view::cover_root(&self.top, container).map_err(mount_error(
+    pub(crate) fn show(
+        &self,
+        container: &CreateContainer,
+        proc: Option<BorrowedFd<'_>>,
+    ) -> Result<(), ShareError> {
+        view::cover_root(&self.top, container, proc).map_err(mount_error(
             "show the container's files to joining processes",
         ))
     }

@@ -62,6 +62,7 @@ fn main() -> ExitCode {
 fn run(fd: &str) {
     keep_one_heap();
     unblock_signals();
+    ignore_termination();
     log_to_stderr();
     tracing::debug!("VMM started");
     let mut server = match launch_socket(fd).and_then(serve) {
@@ -111,6 +112,14 @@ fn unblock_signals() {
     let code =
         unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, ptr::null_mut()) };
     assert_eq!(code, 0, "pthread_sigmask takes SIG_SETMASK");
+}
+
+/// Goes on when asked to end: who stops all processes of a cgroup, as service managers do, means the
+/// guest's programs, and it is the runtime that passes the signal on to them and then ends the VM.
+fn ignore_termination() {
+    // SAFETY: ignoring a signal installs no code that could run; no other thread exists yet.
+    let old = unsafe { libc::signal(libc::SIGTERM, libc::SIG_IGN) };
+    assert_ne!(old, libc::SIG_ERR, "SIGTERM can be ignored");
 }
 
 fn launch_socket(argument: &str) -> anyhow::Result<UnixStream> {

@@ -1,13 +1,12 @@
 //! How containers and further processes come to be: the agent's half of the work.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
-use std::path::Path;
 use std::rc::Rc;
 
 use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Process, Rlimit};
 use rustix::io::Errno;
 
-use super::{Container, ContainerError, Host, State, prepared, release, set_limits};
+use super::{Container, ContainerError, Environment, Host, State, prepared, release, set_limits};
 use crate::birth::BirthError;
 use crate::cgroup::{self, Cgroup};
 use crate::connection::Connection;
@@ -118,7 +117,7 @@ impl Container {
             false => 0,
         };
         let started = Self::start_init(host, wanted, namespaces, cgroup).await;
-        device_node::remove_all(&id, made_nodes);
+        device_node::remove_all(&id, made_nodes, &host.environment.nodes);
         let (process, channel) = started?;
         Ok((id, process, channel))
     }
@@ -145,7 +144,7 @@ impl Container {
         }
         let mut made = Made::default();
         if in_user_namespace {
-            made = make_for_user_namespace(&environment.share, &wanted, &mut inherited)?;
+            made = make_for_user_namespace(environment, &wanted, &mut inherited)?;
         }
         let launched = launch::launch(&Plan {
             executable: &environment.executable,
@@ -276,11 +275,12 @@ impl Container {
 /// Makes what a child in a user namespace, which has no rights over the guest's mounts and
 /// devices, needs of them.
 fn make_for_user_namespace(
-    share: &Path,
+    environment: &Environment,
     wanted: &CreateContainer,
     inherited: &mut Inherited<'_>,
 ) -> Result<Made, ContainerError> {
     let mut made = Made::default();
+    let share = &environment.share;
     let root = mounts::clone_root(share, &wanted.root)?;
     made.root_tree = Some(inherited.pass(root.as_fd())?);
     for mount in &wanted.mounts {
@@ -288,7 +288,7 @@ fn make_for_user_namespace(
         let tree = tree.map(|tree| inherited.pass(tree.as_fd())).transpose()?;
         made.trees.push(tree);
     }
-    for node in device_node::make_all(wanted)? {
+    for node in device_node::make_all(wanted, &environment.nodes)? {
         let node = node.map(|node| inherited.pass(node.as_fd())).transpose()?;
         made.nodes.push(node);
     }

@@ -44,6 +44,8 @@ pub struct Environment {
     pub share: PathBuf,
     /// An empty directory; each container's root is assembled on it, in its own mount namespace.
     pub staging: PathBuf,
+    /// Where the device nodes for containers in a user namespace are made.
+    pub nodes: PathBuf,
     /// Where the cgroup file system is mounted.
     pub cgroup_mount: PathBuf,
     /// The cgroup in which those of the containers are.

@@ -50,6 +50,7 @@ fn serve() {
         executable: std::ffi::CString::new(env!("CARGO_BIN_EXE_lazaret-agent")).unwrap(),
         share: directory.join("share"),
         staging: directory.join("staging"),
+        nodes: directory.to_owned(),
         cgroup_parent: parent,
         cgroup_mount: mount,
         bpf_compiler: None,

@@ -271,9 +271,18 @@ fn a_paused_container_stands_still() {
     assert_eq!(agent.fails(&resume).message, "container not paused: c");
     for _ in 0..5 {
         assert_eq!(agent.call(&pause), Ok(Answer::Done));
-        assert_eq!(agent.fails(&pause).kind, FailureKind::State);
-        let failure = agent.exec(&exec("c", "e"), &shell("exit")).unwrap_err();
-        assert_eq!(failure.kind, FailureKind::State);
+        for (failure, message) in [
+            (agent.fails(&pause), "container is already paused: c"),
+            (
+                agent.exec(&exec("c", "e"), &shell("exit")).unwrap_err(),
+                "cannot exec in a paused container: c",
+            ),
+        ] {
+            assert_eq!(
+                (failure.message.as_str(), failure.kind),
+                (message, FailureKind::State)
+            );
+        }
         assert_eq!(agent.call(&resume), Ok(Answer::Done));
         let mut line = [0; 2];
         std::io::Read::read_exact(&mut output, &mut line).unwrap();

@@ -30,6 +30,17 @@ fn read(agent: &Agent, names: &[&str]) -> Vec<Option<String>> {
     }
 }
 
+fn read_proc(agent: &Agent, path: &str) -> Option<String> {
+    let request = Request::ReadProc {
+        container: "c".to_owned(),
+        path: path.to_owned(),
+    };
+    match agent.call(&request) {
+        Ok(Answer::Files(mut contents)) => contents.pop()?,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn update(files: &[(&str, &str)]) -> Request {
     let files = files.iter();
     Request::UpdateCgroup {
@@ -50,6 +61,31 @@ fn processes_are_described() {
     assert_eq!((entry.uid, entry.command.as_str()), (0, "sleep 1000"));
     assert!(entry.stat.starts_with(&format!("{} (sleep) ", entry.pid)));
     assert_eq!(agent.list("c", entry.pid), []);
+    agent.remove("c");
+}
+
+#[test]
+fn the_containers_proc_is_read() {
+    let agent = running();
+    assert_eq!(read_proc(&agent, "").as_deref(), Some("1\n"));
+    let command = read_proc(&agent, "1/cmdline");
+    assert_eq!(command.as_deref(), Some("sleep\x001000\0"));
+    assert!(read_proc(&agent, "1/ns/pid").unwrap().starts_with("pid:["));
+    assert_eq!(read_proc(&agent, "2/cmdline"), None);
+    let failure = agent.fails(&Request::ReadProc {
+        container: "c".to_owned(),
+        path: "1/root/etc/passwd".to_owned(),
+    });
+    assert_eq!(failure.kind, FailureKind::System);
+    agent
+        .call(&Request::Signal {
+            process: init("c"),
+            signal: libc::SIGKILL,
+            all: false,
+        })
+        .unwrap();
+    agent.wait(&init("c"));
+    assert_eq!(read_proc(&agent, "1/cmdline"), None);
     agent.remove("c");
 }
 

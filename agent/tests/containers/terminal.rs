@@ -44,7 +44,9 @@ fn a_terminal_has_its_name_size_and_owner() {
 #[test]
 fn input_is_echoed_and_the_size_changes() {
     let agent = Agent::start();
-    let script = "trap 'stty size' WINCH; echo ready; while read x; do echo got $x; done; echo eof";
+    // The signal must not come into a `read`, which it might end.
+    let script = "trap 'stty size; sized=1' WINCH; echo ready; read x; echo got $x; \
+        until [ $sized ]; do sleep 0.01; done; cat; echo eof";
     agent.create(&container("c", interactive(script))).unwrap();
     agent.start_container("c").unwrap();
     let mut terminal = agent.stream(&init("c"), StdStream::Terminal).unwrap();

@@ -115,7 +115,11 @@ mod tests {
             "1e400h",
             "9999999999999999h",
         ] {
-            assert!(duration(wrong).is_err(), "{wrong}");
+            assert_eq!(
+                duration(wrong).unwrap_err(),
+                "must be a duration like 100ms, 5s or 1m30s",
+                "{wrong}"
+            );
         }
     }
 

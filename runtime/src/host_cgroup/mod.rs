@@ -208,7 +208,7 @@ impl HostCgroup {
             return Ok(());
         }
         if let Place::Unit { slice, unit, .. } = &self.wanted.place {
-            systemd::start(slice, unit, &self.wanted.limits, self.is_v1())?;
+            systemd::start(slice, unit, &self.wanted, self.is_v1())?;
             self.make_groups()?;
         }
         for group in &self.groups {

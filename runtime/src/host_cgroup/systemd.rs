@@ -14,7 +14,7 @@ use rustbus::{
 };
 
 use super::files::cpu_weight;
-use crate::plan::HostLimits;
+use crate::plan::{HostCgroup, HostLimits, UnitProperty, UnitValue};
 
 /// Where a systemd that has booted the machine says so (`sd_booted(3)`).
 const BOOTED: &str = "/run/systemd/system";
@@ -81,7 +81,8 @@ pub(crate) enum SystemdError {
     },
 }
 
-rustbus::dbus_variant_sig!(Value, Flag => bool; Text => String; Number => u64; Pids => Vec<u32>; Bits => Vec<u8>);
+rustbus::dbus_variant_sig!(Value, Flag => bool; Text => String; Texts => Vec<String>; I32 => i32; U32 => u32;
+    I64 => i64; Number => u64; Pids => Vec<u32>; Bits => Vec<u8>);
 
 type Properties = Vec<(String, Value)>;
 
@@ -103,7 +104,7 @@ pub(crate) fn check_running() -> Result<(), SystemdError> {
 pub(super) fn start(
     slice: &str,
     unit: &str,
-    limits: &HostLimits,
+    wanted: &HostCgroup,
     is_v1: bool,
 ) -> Result<(), SystemdError> {
     let mut properties: Properties = vec![
@@ -118,12 +119,21 @@ pub(super) fn start(
         ("Delegate", true),
         ("MemoryAccounting", true),
         ("CPUAccounting", true),
-        ("IOAccounting", true),
+        (
+            if is_v1 {
+                "BlockIOAccounting"
+            } else {
+                "IOAccounting"
+            },
+            true,
+        ),
         ("TasksAccounting", true),
         ("DefaultDependencies", false),
     ];
     properties.extend(flags.map(|(name, value)| (name.to_owned(), Value::Flag(value))));
-    properties.extend(of(limits, is_v1));
+    properties.extend(of(&wanted.limits, is_v1));
+    // The last one of a name holds.
+    properties.extend(wanted.properties.iter().map(property));
     let mut bus = Bus::connect()?;
     match bus.start(unit, &properties) {
         Err(SystemdError::Refused { name, .. }) if name == UNIT_EXISTS => {
@@ -133,6 +143,20 @@ pub(super) fn start(
         }
         result => result,
     }
+}
+
+/// A property that the bundle gives, for the bus.
+fn property(given: &UnitProperty) -> (String, Value) {
+    let value = match given.value.clone() {
+        UnitValue::Flag(value) => Value::Flag(value),
+        UnitValue::Text(value) => Value::Text(value),
+        UnitValue::Texts(value) => Value::Texts(value),
+        UnitValue::I32(value) => Value::I32(value),
+        UnitValue::U32(value) => Value::U32(value),
+        UnitValue::I64(value) => Value::I64(value),
+        UnitValue::U64(value) => Value::Number(value),
+    };
+    (given.name.clone(), value)
 }
 
 /// Tells systemd the limit on CPU time.
@@ -217,7 +241,7 @@ fn of(limits: &HostLimits, is_v1: bool) -> Properties {
         ("AllowedMemoryNodes", &limits.mems),
     ] {
         let bits = bits(list);
-        if !bits.is_empty() && !is_v1 {
+        if !bits.is_empty() {
             properties.push((name.to_owned(), Value::Bits(bits)));
         }
     }
@@ -417,6 +441,47 @@ mod tests {
         assert_eq!(quota_per_second_us(50_000, 100_000), 500_000);
         assert_eq!(quota_per_second_us(1_000, 100_000), 10_000);
         assert_eq!(quota_per_second_us(33_333, 100_000), 340_000);
+    }
+
+    #[test]
+    fn each_version_of_cgroups_has_its_properties() {
+        let limits = HostLimits {
+            memory_bytes: Some(1 << 30),
+            reservation_bytes: Some(1 << 20),
+            swap_bytes: Some(-1),
+            cpu_shares: Some(512),
+            cpus: "0".into(),
+            pids: Some(9),
+            io_weight: Some(10),
+            ..HostLimits::default()
+        };
+        let names = |is_v1| {
+            of(&limits, is_v1)
+                .into_iter()
+                .map(|(name, _)| name)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(true),
+            [
+                "MemoryLimit",
+                "CPUShares",
+                "BlockIOWeight",
+                "TasksMax",
+                "AllowedCPUs"
+            ]
+        );
+        assert_eq!(
+            names(false),
+            [
+                "MemoryMax",
+                "MemoryLow",
+                "MemorySwapMax",
+                "CPUWeight",
+                "TasksMax",
+                "AllowedCPUs"
+            ]
+        );
     }
 
     proptest! {

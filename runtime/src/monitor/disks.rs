@@ -4,7 +4,7 @@ use std::{io, os::fd::OwnedFd, path::Path};
 
 use lazaret_protocol::vm::{BlockConfig, DeviceConfig, VmConfig};
 use rustix::{
-    fs::{FileType, Mode, OFlags, fstat, makedev, open},
+    fs::{FileType, Mode, OFlags, SeekFrom, fstat, makedev, open},
     io::Errno,
 };
 
@@ -58,6 +58,9 @@ fn open_disk(disk: &HostDisk) -> io::Result<(OwnedFd, bool)> {
     if !is_it {
         let message = format!("{} is another device", path.display());
         return Err(io::Error::other(message));
+    }
+    if rustix::fs::seek(&fd, SeekFrom::End(0))? == 0 {
+        return Err(io::Error::other("it has no sector"));
     }
     Ok((fd, readonly))
 }

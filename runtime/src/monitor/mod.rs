@@ -15,7 +15,10 @@ use std::{
     time::Instant,
 };
 
-use lazaret_protocol::agent::{Answer, ProcessRef, Request};
+use lazaret_protocol::{
+    agent::{Answer, ProcessRef, Request},
+    container::CreateContainer,
+};
 
 use crate::{
     agent::{Agent, AgentError},
@@ -39,12 +42,14 @@ mod creation;
 mod disks;
 mod exec;
 mod machine;
+mod proc;
 pub(crate) mod session;
 pub(crate) mod stdio;
 mod vm;
 
 use birth::{Born, fork, report_created, report_failure};
 use machine::Machine;
+use proc::ProcMount;
 use session::{HostStreams, Session, SessionError};
 use vm::VmError;
 
@@ -307,7 +312,7 @@ fn create_in_guest(
     agent.call(&Request::CreateContainer(Box::new(container.clone())))?;
     log::monitor_phase("container made");
     share.seal(container)?;
-    share.show(container)?;
+    show_files(share, container, &agent)?;
     let process = ProcessRef {
         container: container.id.clone(),
         exec: None,
@@ -330,6 +335,26 @@ fn create_in_guest(
         log::monitor_phase("process started");
     }
     Ok(session)
+}
+
+/// Shows the container's files, and its `/proc` if this host can, to those who join the mount
+/// namespace.
+fn show_files(
+    share: &Share,
+    container: &CreateContainer,
+    agent: &Agent,
+) -> Result<(), MonitorError> {
+    let proc = ProcMount::new();
+    if let Err(error) = &proc {
+        tracing::debug!("no /proc for joining processes: {error}");
+    }
+    let proc = proc.ok();
+    share.show(container, proc.as_ref().map(|proc| proc.mount.as_fd()))?;
+    if let Some(proc) = proc {
+        let served = proc.serve(agent.clone(), container.id.clone());
+        served.map_err(host_error("serve /proc to joining processes"))?;
+    }
+    Ok(())
 }
 
 /// Lets go of the caller's input and output, which the session has its own descriptors of: a

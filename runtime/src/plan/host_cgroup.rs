@@ -7,16 +7,15 @@ use std::path::{Component, Path};
 use oci_spec::runtime::{LinuxBlockIo, LinuxResources, LinuxThrottleDevice, Spec};
 use serde::Serialize;
 
-use super::{Circumstances, PlanError, limits::Limits};
+use super::{
+    Circumstances, PlanError, UnitProperty, limits::Limits, unit_properties::unit_properties,
+};
 
 /// What systemd puts a container in whose `cgroupsPath` names no slice.
 const DEFAULT_SLICE: &str = "system.slice";
 
 /// First part of a unit's name when `cgroupsPath` is empty.
 const DEFAULT_PREFIX: &str = "lazaret";
-
-/// Annotations that runc turns into properties of the systemd unit.
-const PROPERTY: &str = "org.systemd.property.";
 
 /// Weights of block devices that the kernel's schedulers know.
 const IO_WEIGHTS: std::ops::RangeInclusive<u16> = 10..=1000;
@@ -28,6 +27,8 @@ pub(crate) struct HostCgroup {
     pub(crate) place: Place,
     /// What it allows.
     pub(crate) limits: HostLimits,
+    /// What else a unit of systemd's is to have.
+    pub(crate) properties: Vec<UnitProperty>,
 }
 
 /// Where a cgroup is.
@@ -129,23 +130,22 @@ pub(super) fn host_cgroup(
     limits: &Limits,
     vm_memory_mib: u64,
     circumstances: Circumstances<'_>,
-    warnings: &mut Vec<String>,
 ) -> Result<HostCgroup, PlanError> {
     let linux = spec.linux().as_ref();
     let path = linux.and_then(|linux| linux.cgroups_path().as_deref());
     let path = path.unwrap_or(Path::new(""));
     let text = path.to_str().filter(|text| !text.contains('\0'));
     let text = text.ok_or_else(|| invalid_path("must not contain a NUL character"))?;
-    let place = if circumstances.systemd_cgroup {
-        warn_of_properties(spec, warnings);
-        unit(text, circumstances.id)?
+    let (place, properties) = if circumstances.systemd_cgroup {
+        (unit(text, circumstances.id)?, unit_properties(spec)?)
     } else {
-        Place::Path(clean_path(text, circumstances.id)?)
+        (Place::Path(clean_path(text, circumstances.id)?), Vec::new())
     };
     let resources = linux.and_then(|linux| linux.resources().as_ref());
     Ok(HostCgroup {
         place,
         limits: host_limits(resources, limits, vm_memory_mib, circumstances)?,
+        properties,
     })
 }
 
@@ -227,15 +227,6 @@ fn expand_slice(slice: &str) -> Option<String> {
         end += 1;
     }
     Some(path)
-}
-
-fn warn_of_properties(spec: &Spec, warnings: &mut Vec<String>) {
-    let names = spec.annotations().iter().flatten().map(|(name, _)| name);
-    let mut found: Vec<_> = names.filter(|name| name.starts_with(PROPERTY)).collect();
-    found.sort_unstable();
-    warnings.extend(found.into_iter().map(|name| {
-        format!("annotations[{name}]: not applied, the unit has the properties of its limits only")
-    }));
 }
 
 /// What bounds a sandbox whose VM has `vm_memory_mib`.

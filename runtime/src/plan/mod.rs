@@ -32,6 +32,7 @@ mod resources;
 mod scheduling;
 mod seccomp;
 mod size;
+mod unit_properties;
 mod unsupported;
 mod update;
 mod user_namespace;
@@ -49,6 +50,7 @@ pub(crate) use host_cgroup::{HostCgroup, HostLimits, IoThrottleKind, Place};
 pub(crate) use mounts::KEPT_FLAGS;
 pub(crate) use options::MS_NOSYMFOLLOW;
 pub(crate) use process::{capabilities, capability, inherit, process};
+pub(crate) use unit_properties::{UnitProperty, UnitValue};
 pub(crate) use update::{limits, vcpus};
 pub(crate) use user_namespace::UserNamespace;
 pub(crate) use vm::{FD_COUNT, FdIndex};
@@ -258,7 +260,7 @@ pub(crate) fn plan(
     let console = annotations.console.or_else(|| config.console.clone());
     let vm = vm::vm_config(circumstances, config, size, console.is_some(), &disks);
     let memory_mib = vm.memory_mib;
-    let cgroup = host_cgroup::host_cgroup(spec, &limits, memory_mib, circumstances, &mut warnings)?;
+    let cgroup = host_cgroup::host_cgroup(spec, &limits, memory_mib, circumstances)?;
     Ok(Plan {
         vm,
         container,

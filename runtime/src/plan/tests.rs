@@ -368,6 +368,31 @@ fn every_refusal_names_its_field() {
             "linux.devices[0]: character device 195:0, which the guest kernel has not, is not supported",
         ),
         (
+            "/linux/devices",
+            json!([{"path": "/dev/x", "type": "a", "major": 1, "minor": 3}]),
+            "linux.devices[0].type: must be one of c, b, u, p",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "/dev/x", "type": "c", "major": -1, "minor": 3}]),
+            "linux.devices[0].major: must be a device number",
+        ),
+        (
+            "/linux/devices",
+            json!([{"path": "dev/x", "type": "c", "major": 1, "minor": 3}]),
+            "linux.devices[0].path: must be an absolute path",
+        ),
+        (
+            "/linux/resources/devices",
+            json!([{"allow": true, "type": "p"}]),
+            "linux.resources.devices[0].type: must be one of a, b, c",
+        ),
+        (
+            "/linux/resources/devices",
+            json!([{"allow": true, "type": "c", "major": 1, "minor": -2}]),
+            "linux.resources.devices[0].minor: must be a device number or -1",
+        ),
+        (
             "/linux/resources/devices",
             json!([{"allow": true, "access": "rx"}]),
             "linux.resources.devices[0].access: must consist of r, w and m",
@@ -474,16 +499,16 @@ fn missing_objects_are_named() {
 fn what_is_not_done_is_said() {
     assert!(warnings("/hostname", json!("x")).is_empty());
     assert!(warnings("/linux/seccomp", json!({"defaultAction": "SCMP_ACT_ALLOW"})).is_empty());
-    for (pointer, value, start) in [
+    for (pointer, value, message) in [
         (
             "/process/apparmorProfile",
             json!("x"),
-            "process.apparmorProfile: not applied",
+            "process.apparmorProfile: not applied, the guest kernel has no AppArmor",
         ),
         (
             "/process/selinuxLabel",
             json!("x"),
-            "process.selinuxLabel: not applied",
+            "process.selinuxLabel: not applied, the guest kernel has no SELinux",
         ),
         (
             "/process/user/username",
@@ -508,34 +533,32 @@ fn what_is_not_done_is_said() {
         (
             "/linux/mountLabel",
             json!("x"),
-            "linux.mountLabel: not applied",
+            "linux.mountLabel: not applied, the guest kernel has no SELinux",
         ),
         (
             "/mounts",
             json!([{"destination": "a", "type": "tmpfs"}]),
-            "mounts[0].destination: \"a\" is not absolute",
+            "mounts[0].destination: \"a\" is not absolute, using \"/a\"",
         ),
         (
             "/linux/namespaces",
             json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}]),
-            "linux.namespaces: the host's network cannot be shared",
+            "linux.namespaces: the host's network cannot be shared with the guest, which has only \
+             loopback",
         ),
         (
             "/linux/namespaces",
             json!([{"type": "pid"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network", "path": "/run/netns/a"}]),
-            "linux.namespaces: the interfaces of network namespace /run/netns/a",
+            "linux.namespaces: the interfaces of network namespace /run/netns/a are not brought into \
+             the guest, which has only loopback",
         ),
         (
             "/linux/namespaces",
             json!([{"type": "pid"}, {"type": "uts"}, {"type": "network"}]),
-            "linux.namespaces: no ipc namespace",
+            "linux.namespaces: no ipc namespace, the container shares the guest's and not the host's",
         ),
     ] {
-        let warnings = warnings(pointer, value);
-        assert!(
-            warnings.len() == 1 && warnings[0].starts_with(start),
-            "{warnings:?}"
-        );
+        assert_eq!(warnings(pointer, value), [message]);
     }
 }
 
@@ -792,12 +815,17 @@ fn systemds_units() {
         json!({"org.systemd.property.TimeoutStopUSec": "uint64 1"}),
     )
     .unwrap();
+    let timeout = UnitProperty {
+        name: "TimeoutStopUSec".to_owned(),
+        value: UnitValue::U64(1),
+    };
+    assert_eq!(plan.host.cgroup.properties, [timeout]);
+    assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
+    let wrong = json!({"org.systemd.property.KillSignal": "TERM"});
     assert_eq!(
-        plan.warnings,
-        [
-            "annotations[org.systemd.property.TimeoutStopUSec]: not applied, the unit has the \
-          properties of its limits only"
-        ]
+        planned("", wrong).unwrap_err(),
+        "annotations[org.systemd.property.KillSignal]: must be a boolean, a number, a text in \
+         quotes, or a list of such texts"
     );
 }
 

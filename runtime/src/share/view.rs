@@ -5,7 +5,7 @@
 //! namespace of the pid and works from there on. If the host's root were found there, it would
 //! silently read and write the host's files instead.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use lazaret_protocol::container::{CreateContainer, Mount, MountSource};
 use rustix::{
@@ -18,12 +18,17 @@ use rustix::{
 ///
 /// A process that joins the namespace starts at the topmost mount of its root (`setns(2)`); a
 /// process whose root is below, as the monitor's and the VMM's, goes on seeing the host. The mount
-/// points are there: the agent has made them.
+/// points are there: the agent has made them. Where the container has a file system of processes at
+/// `/proc`, `proc` is attached.
 ///
 /// # Errors
 /// As `open_tree(2)` and `move_mount(2)`. A bind whose mount point cannot be reached is left out:
 /// it may lie on a file system of the guest, which nobody on the host can see.
-pub(super) fn cover_root(top: &OwnedFd, container: &CreateContainer) -> Result<(), Errno> {
+pub(super) fn cover_root(
+    top: &OwnedFd,
+    container: &CreateContainer,
+    proc: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
     let root = clone(top, &container.root.share_path)?;
     put(&root, CWD, "/")?;
     for mount in &container.mounts {
@@ -31,6 +36,11 @@ pub(super) fn cover_root(top: &OwnedFd, container: &CreateContainer) -> Result<(
             && let Some(place) = mount_point(&root, mount)
         {
             put(&clone(top, source.as_str())?, place, "")?;
+        }
+        if let Some(proc) = proc.filter(|_| is_proc(mount))
+            && let Some(place) = mount_point(&root, mount)
+        {
+            put(proc, place, "")?;
         }
     }
     Ok(())
@@ -56,7 +66,12 @@ fn mount_point(root: &OwnedFd, mount: &Mount) -> Option<OwnedFd> {
     rustix::fs::openat2(root, path, flags, Mode::empty(), resolve).ok()
 }
 
-fn put(tree: &OwnedFd, directory: impl AsFd, path: &str) -> Result<(), Errno> {
+fn is_proc(mount: &Mount) -> bool {
+    mount.destination == "/proc"
+        && matches!(&mount.source, MountSource::Filesystem { fs_type, .. } if fs_type == "proc")
+}
+
+fn put(tree: impl AsFd, directory: impl AsFd, path: &str) -> Result<(), Errno> {
     let mut flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     if path.is_empty() {
         flags |= MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;

@@ -95,13 +95,30 @@ fn missing_files_are_named() {
 }
 
 #[test]
-fn a_pid_file_that_cannot_be_written_takes_the_container_down() {
+fn what_the_caller_names_and_is_not_there_is_told() {
     let place = Place::new();
     place.bundle(&["sleep", "1000"], |_| {});
-    let status = place
-        .command(&["create", "--pid-file", "/no/such/pid", "c"])
-        .status();
-    assert_eq!(status.unwrap().code(), Some(1));
+    for (arguments, message) in [
+        (
+            &["create", "--pid-file", "/no/such/pid", "c"][..],
+            "cannot write pid file /no/such/pid: no such file or directory",
+        ),
+        (
+            &["create", "--pidfd-socket", "/no/such/socket", "c"],
+            "cannot connect to /no/such/socket: no such file or directory",
+        ),
+    ] {
+        assert_eq!(place.fails(1, arguments), message);
+        assert_eq!(place.leftovers(), [""; 0]);
+    }
+    let output = place.call(&["--log", "/no/such/log", "create", "c"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "cannot open log /no/such/log: no such file or directory\n"
+    );
+    let message = place.fails(1, &[]);
+    assert_eq!(message, "lazaret: a verb is missing, see --help");
 }
 
 /// A `create` whose guest never answers, as far as its VMM.

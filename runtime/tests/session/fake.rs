@@ -258,6 +258,7 @@ impl Agent {
                 Ok(Answer::Done)
             }
             Request::ListProcesses { after, .. } => Ok(Answer::Processes(list(after))),
+            Request::ReadProc { path, .. } => Ok(Answer::Files(vec![proc_file(&path)])),
             Request::ReadCgroup { files, .. } => {
                 let cgroup = self.cgroup.0.lock().unwrap();
                 let contents = files.iter().map(|name| cgroup.get(name).cloned());
@@ -466,6 +467,21 @@ impl Agent {
 }
 
 /// Two processes, one in each answer.
+/// A `/proc` with the processes 1 and 70000.
+fn proc_file(path: &str) -> Option<String> {
+    let content = match path {
+        "" => "70000\n1\n0\nx\n".to_owned(),
+        "uptime" => "1.00 1.00\n".to_owned(),
+        "1/ns/pid" => "pid:[1]".to_owned(),
+        "1/status" => "x".repeat(100_000),
+        _ => match path.split_once('/') {
+            Some((pid @ ("1" | "70000"), "comm" | "cmdline")) => format!("program-{pid}\n"),
+            _ => return None,
+        },
+    };
+    Some(content)
+}
+
 fn list(after: u32) -> ProcessList {
     let stat = |pid: u32| {
         format!("{pid} (sh) S 1 {pid} {pid} 0 -1 0 0 0 0 0 150 50 0 0 20 0 1 0 0 2097152 256")

@@ -13,6 +13,7 @@ mod hooks;
 mod lifecycle;
 mod limits;
 mod loss;
+mod proc;
 mod share;
 mod streams;
 mod terminal;

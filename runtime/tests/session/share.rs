@@ -170,6 +170,30 @@ fn missing_sources_are_named() {
     );
 }
 
+/// A pseudo file system of the kernel's maps no ids.
+#[test]
+fn ids_that_cannot_be_mapped_are_told() {
+    use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+    let place = Place::new();
+    let source = place.path().join("source");
+    std::fs::create_dir(&source).unwrap();
+    mount("none", &source, "ramfs", MountFlags::empty(), None).unwrap();
+    let mappings = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+    place.bundle(&["true"], |config| {
+        config["mounts"] = json!([{"destination": "/data", "type": "bind", "source": source,
+            "uidMappings": mappings, "gidMappings": mappings}]);
+    });
+    let message = place.fails(1, &["create", "c"]);
+    unmount(&source, UnmountFlags::DETACH).unwrap();
+    let source = source.display();
+    assert_eq!(
+        message,
+        format!("mounts[0].source: cannot map the ids of {source}: invalid argument")
+    );
+    assert_eq!(place.leftovers(), [""; 0]);
+}
+
 #[test]
 fn the_host_sees_no_mounts_of_ours() {
     let place = Place::new();

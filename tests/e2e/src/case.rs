@@ -40,11 +40,18 @@ pub(crate) struct Case {
     pub(crate) kinds: &'static [Kind],
     /// Why not under the others.
     pub(crate) reason: &'static str,
+    /// Runtimes that it runs under where the host has cgroup v1.
+    pub(crate) v1_kinds: &'static [Kind],
+    /// Why not under the others.
+    pub(crate) v1_reason: &'static str,
     /// Requirements of the runtime-spec that it proves: ids of the catalogue in `conformance/`.
     pub(crate) covers: &'static [&'static str],
     /// Which of the runtimes that differ is right, and why.
     pub(crate) right: &'static str,
 }
+
+/// Every runtime.
+const ALL: &[Kind] = &[Kind::Runc, Kind::Crun, Kind::Lazaret];
 
 impl Case {
     /// A case for every runtime; see `case!`.
@@ -55,8 +62,10 @@ impl Case {
             alone: false,
             userland: false,
             timeout_s: 120,
-            kinds: &[Kind::Runc, Kind::Crun, Kind::Lazaret],
+            kinds: ALL,
             reason: "",
+            v1_kinds: ALL,
+            v1_reason: "",
             covers: &[],
             right: "",
         }
@@ -84,6 +93,14 @@ impl Case {
     pub(crate) const fn only(mut self, kinds: &'static [Kind], reason: &'static str) -> Self {
         self.kinds = kinds;
         self.reason = reason;
+        self
+    }
+
+    /// Where the host has cgroup v1, runs under these of its runtimes only; `reason` says why not
+    /// under the others.
+    pub(crate) const fn on_v1(mut self, kinds: &'static [Kind], reason: &'static str) -> Self {
+        self.v1_kinds = kinds;
+        self.v1_reason = reason;
         self
     }
 

@@ -177,6 +177,11 @@ pub(crate) fn tree(directory: &Path) -> Vec<String> {
     found
 }
 
+/// Whether this machine's controllers belong to cgroup v1.
+pub(crate) fn has_cgroup_v1() -> bool {
+    !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+}
+
 /// Control groups whose path contains `tag`.
 pub(crate) fn cgroups(tag: &str) -> Vec<String> {
     let mut found = Vec::new();

@@ -108,6 +108,7 @@ fn run(request: &Request) -> Result<Verdict> {
             kind: request.kind,
             program: request.program.clone(),
             root: root.clone(),
+            leading: Vec::new(),
         },
         directory: request.directory.clone(),
         tag: request.tag.clone(),

@@ -3,8 +3,8 @@
 //! The same static binary is several programs: the suite (what a person or `cargo xtask test` calls),
 //! `prepare` (makes what some cases need), `suite` (runs the suites of other runtimes), `conformance`
 //! (prints `docs/conformance.md`), `case` (one case in its own namespaces, started by the suite),
-//! `probe` (the guest side of a case, hard-linked into the container), `room` and `enter` (a place for
-//! engines, and a program in a mount namespace, both started by cases), and the `/init` of a guest
+//! `probe` (the guest side of a case, hard-linked into the container), `room`, `enter` and `log-in` (a
+//! place for engines or a systemd, and a program in its namespaces, all started by cases), and the `/init` of a guest
 //! that never answers. It must know the runtimes only through their command line: it links no other
 //! crate of the project.
 
@@ -62,6 +62,7 @@ fn dispatch(arguments: &[String]) -> Result<ExitCode> {
     match arguments {
         [_, mode, request] if mode == "case" => isolation::main(request),
         [_, mode, pid, program, rest @ ..] if mode == "enter" => enter::main(pid, program, rest),
+        [_, mode, pid, program, rest @ ..] if mode == "log-in" => enter::log_in(pid, program, rest),
         [_, mode, request] if mode == "room" => room::hold(request),
         [_, mode, rest @ ..] if mode == "prepare" => prepare::main(rest),
         [_, mode, rest @ ..] if mode == "suite" => suites::main(rest),

@@ -3,8 +3,9 @@
 //!
 //! A process of this program, the holder (`lazaret-e2e room`), makes the room in a mount namespace
 //! of its own, with the userland as its real root (`pivot_root`, as runtimes want to do the same
-//! again), and waits. Programs come in through `lazaret-e2e enter`. When the holder has gone and
-//! nobody is left inside, all of it is gone. Used by the cases about engines.
+//! again), and waits. Programs come in through `lazaret-e2e enter` or `log-in`. When the holder has gone and
+//! nobody is left inside, all of it is gone. Used by the cases about engines and about systemd, which
+//! then is process 1 of the room (`room/systemd.rs`).
 
 use std::{
     fs,
@@ -22,7 +23,15 @@ use rustix::mount::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{case::Test, invocation::Invocation, runtime::Kind};
+use crate::{
+    case::Test,
+    invocation::Invocation,
+    runtime::{Kind, Runtime},
+};
+
+mod systemd;
+
+use systemd::Systemd;
 
 /// Where the runtime under test is in the room, if it is not the userland's own.
 const RUNTIME: &str = "usr/bin/lazaret";
@@ -55,19 +64,38 @@ struct Request {
     program: PathBuf,
     kind: Kind,
     configuration: Option<PathBuf>,
+    /// The cgroup in which a systemd is to be process 1, if one is.
+    systemd: Option<String>,
 }
 
 /// A room, there until dropped.
 pub(crate) struct Room {
     holder: Child,
+    /// Joins the room, and how it is told to.
     enter: PathBuf,
+    mode: &'static str,
+    /// Whose namespaces are joined.
+    entrance: String,
     tag: String,
 }
 
 impl Room {
     /// Makes a room for the case.
     pub(crate) fn new(test: &Test) -> Result<Self> {
+        Self::make(test, None)
+    }
+
+    /// Makes one where a systemd is process 1 and has booted, with a system bus and nothing else.
+    /// The case's directory is there as well.
+    pub(crate) fn with_systemd(test: &Test) -> Result<Self> {
+        let group = test.tag.trim_end_matches('-').to_owned();
+        Self::make(test, Some(group))
+    }
+
+    fn make(test: &Test, systemd: Option<String>) -> Result<Self> {
+        let mode = if systemd.is_some() { "log-in" } else { "enter" };
         let request = Request {
+            systemd,
             directory: test.directory.join("room"),
             assets: test.assets.clone(),
             program: test.runtime.program.clone(),
@@ -81,15 +109,42 @@ impl Room {
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot start the room's holder")?;
-        let mut ready = [0];
-        let told = holder.stdout.take().map(|mut out| out.read(&mut ready));
+        let mut told = String::new();
+        let output = holder.stdout.take();
+        output.map(|mut out| out.read_to_string(&mut told));
         let room = Self {
             holder,
             enter: test.probe.clone(),
+            mode,
+            entrance: told,
             tag: test.tag.trim_end_matches('-').to_owned(),
         };
-        ensure!(matches!(told, Some(Ok(1))), "the room could not be made");
+        ensure!(!room.entrance.is_empty(), "the room could not be made");
         Ok(room)
+    }
+
+    /// The runtime under test, as it is started in the room.
+    pub(crate) fn runtime(&self, test: &Test) -> Runtime {
+        let mut leading = self.leading();
+        leading.push(test.runtime.kind.name().to_owned());
+        Runtime {
+            kind: test.runtime.kind,
+            program: self.enter.clone(),
+            root: test.runtime.root.clone(),
+            leading,
+        }
+    }
+
+    /// What has a program started in the room.
+    fn leading(&self) -> Vec<String> {
+        // Nothing of the suite's environment: engines and runtimes take their words from there.
+        let env = ["/usr/bin/env", "--ignore-environment"];
+        [self.mode, &self.entrance]
+            .iter()
+            .chain(&env)
+            .chain(ENVIRONMENT)
+            .map(|&word| word.to_owned())
+            .collect()
     }
 
     /// The control group below which an engine is to put its containers.
@@ -99,17 +154,24 @@ impl Room {
 
     /// A program in the room: the first word, with the others as its arguments.
     pub(crate) fn command(&self, words: &[&str]) -> Invocation {
-        let holder = self.holder.id().to_string();
-        // Nothing of the suite's environment: engines and runtimes take their words from there.
-        let clean = ["enter", &holder, "/usr/bin/env", "--ignore-environment"];
-        let global = clean.iter().chain(ENVIRONMENT).map(|&word| word.into());
         let (program, arguments) = words.split_first().unwrap_or((&"true", &[]));
-        Invocation::new(self.enter.clone(), global.collect(), program, arguments).timeout(TIMEOUT)
+        Invocation::new(self.enter.clone(), self.leading(), program, arguments).timeout(TIMEOUT)
     }
 
     /// A path of the room as it is seen from outside.
     pub(crate) fn path(&self, path: &str) -> PathBuf {
         PathBuf::from(format!("/proc/{}/root{path}", self.holder.id()))
+    }
+
+    /// Ends a systemd and takes the cgroups away that were its.
+    pub(crate) fn dissolve(self) -> Result<()> {
+        let tag = self.tag.clone();
+        drop(self);
+        let mut groups = crate::host::cgroups(&tag);
+        groups.sort_unstable_by_key(|path| std::cmp::Reverse(path.len()));
+        groups.iter().try_for_each(|group| {
+            fs::remove_dir(group).with_context(|| format!("cannot remove {group}"))
+        })
     }
 
     /// Demands that no container is left of which the runtime knows, with the engine's `--root`, and
@@ -143,13 +205,21 @@ impl Drop for Room {
     }
 }
 
-/// `lazaret-e2e room`: makes the room, says so with one byte, and stays until its input ends.
+/// `lazaret-e2e room`: makes the room, says whose namespaces it consists of, and stays until its
+/// input ends.
 pub(crate) fn hold(request: &str) -> Result<ExitCode> {
     let request: Request = serde_json::from_str(request).context("cannot read the request")?;
     make(&request).context("cannot make the room")?;
-    std::io::stdout().write_all(b"+")?;
-    std::io::stdout().flush()?;
+    let systemd = request.systemd.as_deref().map(Systemd::start).transpose();
+    let systemd = systemd.context("systemd does not boot")?;
+    let entrance = systemd.as_ref().map_or(std::process::id(), Systemd::pid);
+    // The suite reads to the end of the output.
+    let mut output = fs::File::from(rustix::io::dup(rustix::stdio::stdout())?);
+    write!(output, "{entrance}")?;
+    drop(output);
+    rustix::stdio::dup2_stdout(fs::File::open("/dev/null")?)?;
     std::io::stdin().read_to_end(&mut Vec::new())?;
+    systemd.map_or(Ok(()), Systemd::end)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -200,7 +270,14 @@ fn make(request: &Request) -> Result<()> {
     if request.kind == Kind::Lazaret {
         furnish(request, &root)?;
     }
-    configure_podman(request.kind, &root)?;
+    configure_podman(request, &root)?;
+    if request.systemd.is_some() {
+        systemd::furnish(&root)?;
+        let directory = request.directory.parent().context("it is the case's")?;
+        let inside = root.join(directory.strip_prefix("/")?);
+        fs::create_dir_all(&inside)?;
+        bind(directory, &inside)?;
+    }
     become_root(&root)
 }
 
@@ -232,12 +309,16 @@ fn furnish(request: &Request, root: &Path) -> Result<()> {
         .context("cannot write the runtime's configuration")
 }
 
-/// What Podman needs to know: no systemd, no journal, and which runtime to use.
-fn configure_podman(kind: Kind, root: &Path) -> Result<()> {
+/// What Podman needs to know: whether there is a systemd, no journal, and which runtime to use.
+fn configure_podman(request: &Request, root: &Path) -> Result<()> {
+    let cgroups = match request.systemd {
+        Some(_) => "systemd",
+        None => "cgroupfs",
+    };
     let text = format!(
-        "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nruntime = \"{}\"\n\
+        "[engine]\ncgroup_manager = \"{cgroups}\"\nevents_logger = \"file\"\nruntime = \"{}\"\n\
          [engine.runtimes]\nlazaret = [\"/{RUNTIME}\"]\n",
-        kind.name()
+        request.kind.name()
     );
     fs::create_dir_all(root.join("etc/containers"))?;
     fs::write(root.join("etc/containers/containers.conf"), text)?;

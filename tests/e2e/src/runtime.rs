@@ -54,15 +54,16 @@ pub(crate) struct Runtime {
     pub(crate) program: PathBuf,
     /// Its `--root`.
     pub(crate) root: PathBuf,
+    /// What stands in front of its options, if the program is one that starts it elsewhere.
+    pub(crate) leading: Vec<String>,
 }
 
 impl Runtime {
     /// Any verb with positional arguments.
     pub(crate) fn verb(&self, verb: &str, positional: &[&str]) -> Invocation {
-        let global = vec![
-            "--root".to_owned(),
-            self.root.to_string_lossy().into_owned(),
-        ];
+        let mut global = self.leading.clone();
+        global.push("--root".to_owned());
+        global.push(self.root.to_string_lossy().into_owned());
         Invocation::new(self.program.clone(), global, verb, positional)
     }
 

@@ -23,7 +23,7 @@ use serde::Serialize;
 
 use crate::{
     case::Case,
-    cases,
+    cases, host,
     invocation::ends_within,
     isolation::{Request, Verdict},
     leaks, prepare,
@@ -215,6 +215,9 @@ impl Options {
     fn skip_reason(&self, job: &Job) -> Option<String> {
         if !job.case.kinds.contains(&job.kind) {
             return Some(job.case.reason.to_owned());
+        }
+        if host::has_cgroup_v1() && !job.case.v1_kinds.contains(&job.kind) {
+            return Some(job.case.v1_reason.to_owned());
         }
         if job.case.userland && !prepare::is_complete(&self.assets) {
             return Some(format!(

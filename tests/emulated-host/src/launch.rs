@@ -12,6 +12,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 
 use crate::qemu::{Machine, Qemu, Running};
 use crate::relay::Relay;
@@ -42,6 +44,18 @@ pub enum Mode {
     Counted,
 }
 
+/// Which cgroup hierarchies there are.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub enum Cgroups {
+    /// Version 2 alone, with all controllers.
+    #[default]
+    Unified,
+    /// Version 1: a hierarchy for each controller or pair of them, and systemd's own.
+    Legacy,
+    /// Version 1, and version 2 besides, without controllers.
+    Hybrid,
+}
+
 /// An emulated host that can be switched on for one command.
 #[derive(Debug, Clone)]
 pub struct Host {
@@ -56,6 +70,8 @@ pub struct Host {
     /// CPUs; [`Mode::Counted`] has always one. With several, which QEMU runs on a thread each,
     /// programs in guests and now and then the host's kernel crash: a few in a thousand guests.
     pub cpus: u32,
+    /// Its cgroup hierarchies.
+    pub cgroups: Cgroups,
     /// The command is killed after this time, boot included.
     pub timeout: Option<Duration>,
     /// Directories of the machine the command may really write to.
@@ -148,6 +164,7 @@ impl Host {
             mode: Mode::Functional,
             memory_mib: Self::MEMORY_MIB,
             cpus: 1,
+            cgroups: Cgroups::default(),
             timeout: None,
             writable: Vec::new(),
             first_process: std::env::current_exe().context("finding this program")?,
@@ -278,6 +295,7 @@ impl Host {
                 use std::os::unix::fs::MetadataExt;
                 (out.dev(), out.ino(), out.rdev()) == (err.dev(), err.ino(), err.rdev())
             },
+            cgroups: self.cgroups,
             writable: self
                 .writable
                 .iter()

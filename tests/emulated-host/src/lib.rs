@@ -22,6 +22,6 @@ mod terminal;
 mod wire;
 
 pub use guest::is_guest;
-pub use launch::{Command, Host, Mode, Outcome, Streams};
+pub use launch::{Cgroups, Command, Host, Mode, Outcome, Streams};
 pub use options::HostOptions;
 pub use qemu::Qemu;

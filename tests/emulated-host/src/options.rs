@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 
-use crate::launch::{Host, Mode};
+use crate::launch::{Cgroups, Host, Mode};
 use crate::qemu::Qemu;
 
 /// The host and the command to run on it.
@@ -24,6 +24,9 @@ pub struct HostOptions {
     /// crash.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
+    /// The host's cgroups: version 2, version 1, or version 1 with version 2 besides.
+    #[arg(long, value_enum, default_value_t)]
+    cgroups: Cgroups,
     /// Seconds after which the command is killed.
     #[arg(long)]
     timeout: Option<u64>,
@@ -50,6 +53,7 @@ impl HostOptions {
             mode,
             memory_mib: self.memory,
             cpus: self.cpus,
+            cgroups: self.cgroups,
             timeout: self.timeout.map(Duration::from_secs),
             writable: self.writable.clone(),
             ..Host::new(kernel, qemu)?

@@ -10,6 +10,8 @@ use std::{ffi::OsString, path::PathBuf};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use crate::launch::Cgroups;
+
 /// First argument of the program when it is started as the guest's first process.
 pub(crate) const GUEST_ARGUMENT: &str = "emulated-host-guest";
 
@@ -70,6 +72,8 @@ pub(crate) struct Job {
     /// Whether standard output and error are the same file outside, so that they must share one
     /// pipe inside to keep their order.
     pub joined_output: bool,
+    /// How the cgroups are mounted.
+    pub cgroups: Cgroups,
     /// Directories of the machine that the command may write to: 9p mount tag and path.
     pub writable: Vec<(String, Bytes)>,
 }

@@ -5,7 +5,7 @@ use std::io::{Read, Seek, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use emulated_host::{Command, Host, Streams};
+use emulated_host::{Cgroups, Command, Host, Streams};
 
 use crate::{emu, workspace};
 
@@ -31,10 +31,11 @@ struct Seen {
 /// If a promise is broken.
 pub(super) fn run() -> Result<()> {
     let host = emu::default_host()?;
-    let checks: [(&str, Check); 6] = [
+    let checks: [(&str, Check); 7] = [
         ("streams", streams),
         ("exit status", exit_status),
         ("machine", machine),
+        ("older cgroups", older_cgroups),
         ("files", files),
         ("end", end),
         ("errors", errors),
@@ -120,6 +121,21 @@ fn machine(host: &Host) -> Result<()> {
             lines[2].split(' ').any(|name| name == controller),
             "no {controller}: {text}"
         );
+    }
+    Ok(())
+}
+
+fn older_cgroups(host: &Host) -> Result<()> {
+    for (cgroups, unified) in [(Cgroups::Legacy, "1"), (Cgroups::Hybrid, "0")] {
+        let host = Host {
+            cgroups,
+            ..host.clone()
+        };
+        let script = "cd /sys/fs/cgroup && mkdir memory/a cpu/a && cat cpu,cpuacct/a/cpu.shares \
+                      memory/a/cgroup.procs; test -e unified/cgroup.controllers; echo $?";
+        let seen = shell(&host, script, b"")?;
+        let text = String::from_utf8_lossy(&seen.stdout);
+        ensure!(text == format!("1024\n{unified}\n"), "{cgroups:?}: {text}");
     }
     Ok(())
 }

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use emulated_host::{Command, Host, Streams};
+use emulated_host::{Cgroups, Command, Host, Streams};
 
 use crate::products::{self, Products, cargo};
 use crate::{emu, packages, process, run, suites, tidy};
@@ -22,6 +22,22 @@ const E2E_TIMEOUT: Duration = Duration::from_secs(40 * 60);
 
 /// Most emulated hosts at a time: the longest case then takes longer than a part of the others.
 const HOSTS_MAX: usize = 8;
+
+/// Cases whose result may depend on the version of the host's cgroups.
+const CGROUP_CASES: [&str; 12] = [
+    "cgroup::",
+    "limits::",
+    "unit_has_the_limits",
+    "sandbox_of_two",
+    "exec_in_a_sub_cgroup",
+    "exec_in_a_paused_container",
+    "processes_as_json",
+    "delete_while_processes_run",
+    "monitor_and_vmm_are_killed",
+    "create_and_delete",
+    "first_may_end_first",
+    "goes_from_one_to_the_next",
+];
 
 /// Options of the task.
 #[derive(Debug, Args)]
@@ -41,7 +57,7 @@ pub(crate) struct Options {
 /// One step: its name and what it does.
 type Step = (&'static str, fn(&Options) -> Result<()>);
 
-const STEPS: [Step; 9] = [
+const STEPS: [Step; 10] = [
     ("format", |_| {
         process::run(cargo().args(["fmt", "--all", "--check"]))
     }),
@@ -61,6 +77,7 @@ const STEPS: [Step; 9] = [
     }),
     ("emulated host", |_| host::run()),
     ("end to end", end_to_end),
+    ("older cgroups", |_| older_cgroups()),
     ("suites of other runtimes", other_suites),
 ];
 
@@ -115,6 +132,12 @@ fn fuzz_targets() -> Result<()> {
 
 /// The suite of `tests/e2e`, with real VMs.
 fn end_to_end(options: &Options) -> Result<()> {
+    let products = prepared()?;
+    drive(&products, options.full.then_some("--full").as_slice())
+}
+
+/// The suite's binary with all that its cases need.
+fn prepared() -> Result<Products> {
     let products = products::build(&["lazaret-e2e"])?;
     packages::ensure(
         &["runc", "crun"],
@@ -129,7 +152,36 @@ fn end_to_end(options: &Options) -> Result<()> {
             .arg("prepare")
             .env("CARGO", cargo().get_program()),
     )?;
-    drive(&products, options.full.then_some("--full").as_slice())
+    Ok(products)
+}
+
+/// The cases about the host's cgroups once more, on hosts that have version 1, alone and with
+/// version 2 besides. The machine's own are what they are, so these hosts are emulated anywhere.
+fn older_cgroups() -> Result<()> {
+    let products = prepared()?;
+    let mut arguments = vec!["--runtime", "runc", "--runtime", "lazaret"];
+    arguments.extend(CGROUP_CASES.iter().flat_map(|part| ["--filter", part]));
+    let host = emu::default_host()?;
+    let run = |cgroups| {
+        let host = Host {
+            timeout: Some(E2E_TIMEOUT),
+            cgroups,
+            ..host.clone()
+        };
+        run_shard(&host, &products.folder, &arguments, "1/1")
+            .with_context(|| format!("on a host with {cgroups:?} cgroups"))
+    };
+    if host_count(&host)? == 1 {
+        run(Cgroups::Legacy)?;
+        return run(Cgroups::Hybrid);
+    }
+    thread::scope(|scope| {
+        let legacy = scope.spawn(|| run(Cgroups::Legacy));
+        run(Cgroups::Hybrid)?;
+        legacy
+            .join()
+            .expect("an emulated host's errors are results")
+    })
 }
 
 /// The suites of other runtimes, under lazaret. With `--full` also the cases that cannot hold, and

@@ -5,7 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use proptest::prelude::*;
 
-use super::{environment, find, home_in, variable};
+use super::{c_string, environment, find, home_in, variable};
 use crate::errno::chain;
 
 #[test]
@@ -53,6 +53,12 @@ fn the_first_program_in_the_path_is_taken() {
         find("tool", &path.join(":")).unwrap(),
         directory("c/tool").display().to_string()
     );
+    // By way of the root, wherever the test's own directory is.
+    let relative = format!("{}{}", "../".repeat(32), path[2]);
+    assert_eq!(
+        find("tool", &relative).unwrap_err().to_string(),
+        "exec: \"tool\": cannot run executable found relative to current directory"
+    );
 }
 
 #[test]
@@ -63,8 +69,20 @@ fn the_last_value_of_a_variable_wins_and_home_is_set() {
     assert_eq!(set, ["A=3", "B=2", "AB=4", "HOME=/x"]);
     let set = environment(vec!["HOME=".to_owned()], u32::MAX - 7).unwrap();
     assert_eq!(set, ["HOME=/"]);
-    assert!(environment(vec!["A".to_owned()], 0).is_err());
-    assert!(environment(vec!["=A".to_owned()], 0).is_err());
+}
+
+#[test]
+fn what_execve_cannot_take_is_named() {
+    for (entry, problem) in [("A", "has no '='"), ("=A", "has no name")] {
+        let error = environment(vec![entry.to_owned()], 0).unwrap_err();
+        let message = format!("environment variable {entry:?} {problem}");
+        assert_eq!(error.to_string(), message);
+    }
+    let error = c_string("argument", "b\0c".to_owned()).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        r#"argument "b\0c" holds a NUL character"#
+    );
 }
 
 #[test]

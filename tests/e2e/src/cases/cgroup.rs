@@ -1,5 +1,5 @@
 //! The host's cgroup of a container and the size of its VM: where it is, what is in it, what it
-//! allows, and that it goes.
+//! allows, and that it goes. The host may have cgroup v1, v2 or both.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
     bundle::Bundle,
     case::{Case, Probe, Test, Topic, case},
     dialogue::Dialogue,
-    host,
+    host::{self, has_cgroup_v1},
     runtime::Kind,
 };
 
@@ -59,7 +59,7 @@ const CASES: &[Case] = &[
 
 const PROBES: &[(&str, Probe)] = &[("eat", eat)];
 
-/// The hierarchy that an emulated host has.
+/// Where the hierarchy is mounted, or several are by the names of their controllers.
 const TOP: &str = "/sys/fs/cgroup";
 
 /// Fills that many MiB of memory after a line came, and says so.
@@ -72,12 +72,21 @@ fn eat(arguments: &[String]) -> Result<u8> {
     Ok(0)
 }
 
-/// The path of a process in the hierarchy.
+/// The path of a process in the hierarchy, which must be the same in all if there are several.
 fn path_of(pid: Pid) -> Result<String> {
     let pid = pid.as_raw_nonzero();
     let text = fs::read_to_string(format!("/proc/{pid}/cgroup"))?;
-    let path = text.lines().find_map(|line| line.strip_prefix("0::"));
-    Ok(path.context("no cgroup v2")?.to_owned())
+    // Of a hierarchy that is not mounted nobody knows the directories.
+    let unified = Path::new(TOP).join("unified").exists() || !has_cgroup_v1();
+    let lines = text
+        .lines()
+        .filter(|line| unified || !line.starts_with("0:"));
+    let mut paths: Vec<&str> = lines
+        .filter_map(|line| line.splitn(3, ':').nth(2))
+        .collect();
+    paths.dedup();
+    ensure!(paths.len() == 1, "it is in different cgroups: {text}");
+    Ok(paths[0].to_owned())
 }
 
 /// Launches, demands the path, deletes, and demands that it is gone.
@@ -86,15 +95,26 @@ fn is_at(test: &Test, bundle: &Bundle, path: &str) -> Result<()> {
     let found = path_of(test.runtime.pid(&bundle.id)?)?;
     ensure!(found == path, "it is at {found}, expected {path}");
     test.runtime.destroy(&bundle.id)?;
-    let directory = format!("{TOP}{path}");
-    ensure!(!Path::new(&directory).exists(), "{directory} is left");
+    is_gone(bundle)
+}
+
+/// Demands that nothing of a container's cgroup is left, in any hierarchy.
+fn is_gone(bundle: &Bundle) -> Result<()> {
+    let left = host::cgroups(&bundle.id);
+    ensure!(left.is_empty(), "{left:?} is left");
     Ok(())
 }
 
-/// The cgroup above the suite's own, as the kernel writes it, without the last slash.
+/// What relative paths begin at, without the last slash: the cgroup above the suite's own, as none
+/// with processes in it can pass controllers on; with cgroup v1 the suite's own.
 fn parent() -> Result<String> {
     let own = path_of(rustix::process::getpid())?;
     let (parent, _) = own.rsplit_once('/').unwrap_or_default();
+    let parent = if has_cgroup_v1() {
+        own.trim_end_matches('/')
+    } else {
+        parent
+    };
     Ok(parent.to_owned())
 }
 
@@ -122,13 +142,25 @@ fn path_is_empty(test: &Test) -> Result<()> {
     is_at(test, &bundle, &path)
 }
 
-fn directory(bundle: &Bundle) -> PathBuf {
+/// The directory with a container's files of a controller.
+fn directory(bundle: &Bundle, controller: &str) -> PathBuf {
     let path = bundle.config["linux"]["cgroupsPath"].as_str();
-    PathBuf::from(format!("{TOP}{}", path.unwrap_or_default()))
+    let path = path.unwrap_or_default();
+    PathBuf::from(match has_cgroup_v1() {
+        true => format!("{TOP}/{controller}{path}"),
+        false => format!("{TOP}{path}"),
+    })
 }
 
+/// Picks what belongs to the host's version of cgroups.
+fn by_version<T>(v1: T, v2: T) -> T {
+    if has_cgroup_v1() { v1 } else { v2 }
+}
+
+/// The content of a file, which is named after its controller.
 fn value(bundle: &Bundle, name: &str) -> Result<String> {
-    let path = directory(bundle).join(name);
+    let controller = name.split('.').next().unwrap_or_default();
+    let path = directory(bundle, controller).join(name);
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()));
     Ok(text?.trim_end().to_owned())
 }
@@ -146,35 +178,85 @@ fn limited(test: &Test) -> Result<Bundle> {
     Ok(bundle)
 }
 
+/// Linux 6.12 takes `memory.soft_limit_in_bytes` and forgets it.
+const LIMITS_V1: &[(&str, &str)] = &[
+    ("cpu.cfs_quota_us", "80000"),
+    ("cpu.cfs_period_us", "100000"),
+    ("cpu.shares", "512"),
+    ("cpuset.cpus", "0"),
+    ("cpuset.mems", "0"),
+];
+const LIMITS_V2: &[(&str, &str)] = &[
+    ("cpu.max", "80000 100000"),
+    ("cpu.weight", "20"),
+    ("cpuset.cpus", "0"),
+    ("cpuset.mems", "0"),
+    ("memory.low", "67108864"),
+];
+const CHANGED_V1: &[(&str, &str)] = &[
+    ("cpu.cfs_quota_us", "60000"),
+    ("cpu.cfs_period_us", "120000"),
+    ("cpu.shares", "1024"),
+];
+const CHANGED_V2: &[(&str, &str)] = &[
+    ("cpu.max", "60000 120000"),
+    ("cpu.weight", "39"),
+    ("memory.low", "33554432"),
+];
+
+fn has_values(bundle: &Bundle, expected: &[(&str, &str)]) -> Result<()> {
+    for (name, expected) in expected {
+        let found = value(bundle, name)?;
+        ensure!(found == *expected, "{name} is {found}, expected {expected}");
+    }
+    Ok(())
+}
+
+/// The files that limit memory and processes.
+fn maxima() -> [&'static str; 2] {
+    [
+        by_version("memory.limit_in_bytes", "memory.max"),
+        "pids.max",
+    ]
+}
+
 fn limits_are_the_hosts_too(test: &Test) -> Result<()> {
     let bundle = limited(test)?;
     test.runtime.launch(&bundle)?;
-    for (name, expected) in [
-        ("cpu.max", "80000 100000"),
-        ("cpu.weight", "20"),
-        ("cpuset.cpus", "0"),
-        ("cpuset.mems", "0"),
-        ("memory.low", "67108864"),
-    ] {
-        let found = value(&bundle, name)?;
-        ensure!(found == expected, "{name} is {found}, expected {expected}");
-    }
-    for (name, least) in [("memory.max", 256 << 20), ("pids.max", 20)] {
+    has_values(&bundle, by_version(LIMITS_V1, LIMITS_V2))?;
+    for (name, least) in maxima().into_iter().zip([256 << 20, 20]) {
         let found: u64 = value(&bundle, name)?.parse()?;
         ensure!(found >= least, "{name} is {found}, less than {least}");
     }
+    let update = test.runtime.verb("update", &[&bundle.id]).option(&[
+        "--cpu-share=1024",
+        "--cpu-quota=60000",
+        "--cpu-period=120000",
+        "--memory-reservation=33554432",
+    ]);
+    update.succeed()?;
+    has_values(&bundle, by_version(CHANGED_V1, CHANGED_V2))?;
     test.runtime.destroy(&bundle.id)
 }
 
 /// docs/resources.md has the rules.
 fn limits_have_room_for_the_machine(test: &Test) -> Result<()> {
-    let bundle = limited(test)?;
+    let mut bundle = limited(test)?;
+    let swap = json!(320_u64 << 20);
+    bundle.set("/linux/resources/memory/swap", swap);
     test.runtime.launch(&bundle)?;
+    let [memory, pids] = maxima();
     // A VM of 256 + 64 + 5 MiB, half of that, and 64.
-    let memory = value(&bundle, "memory.max")?;
-    ensure!(memory == (551_u64 << 20).to_string(), "memory.max {memory}");
-    let pids = value(&bundle, "pids.max")?;
-    ensure!(pids == "148", "pids.max is {pids}");
+    let found = value(&bundle, memory)?;
+    ensure!(found == (551_u64 << 20).to_string(), "{memory} is {found}");
+    let (swap, expected) = by_version(
+        ("memory.memsw.limit_in_bytes", 551_u64 + 64),
+        ("memory.swap.max", 64),
+    );
+    let found = value(&bundle, swap)?;
+    ensure!(found == (expected << 20).to_string(), "{swap} is {found}");
+    let found = value(&bundle, pids)?;
+    ensure!(found == "148", "{pids} is {found}");
     test.runtime.destroy(&bundle.id)
 }
 
@@ -182,9 +264,9 @@ fn device_of_a_limit_is_missing(test: &Test) -> Result<()> {
     let mut bundle = test.idle_bundle()?;
     let throttle = json!([{ "major": 999, "minor": 0, "rate": 1000 }]);
     bundle.set("/linux/resources/blockIO/throttleReadBpsDevice", throttle);
-    check(test, test.runtime.create(&bundle)?.output()?, &["io.max"])?;
-    ensure!(!directory(&bundle).exists(), "the cgroup is left");
-    Ok(())
+    let file = by_version("blkio.throttle.read_bps_device", "io.max");
+    check(test, test.runtime.create(&bundle)?.output()?, &[file])?;
+    is_gone(&bundle)
 }
 
 /// Processes of ours, below this case.
@@ -201,6 +283,11 @@ fn ours() -> Result<Vec<Pid>> {
         .collect())
 }
 
+/// The file with the memory that is used.
+fn usage() -> &'static str {
+    by_version("memory.usage_in_bytes", "memory.current")
+}
+
 fn everything_of_a_sandbox_is_inside(test: &Test) -> Result<()> {
     let bundle = test.idle_bundle()?;
     test.runtime.launch(&bundle)?;
@@ -212,9 +299,12 @@ fn everything_of_a_sandbox_is_inside(test: &Test) -> Result<()> {
         ensure!(expected == path.as_str(), "{path}");
     }
     // What callers read.
-    let current: u64 = value(&bundle, "memory.current")?.parse()?;
+    let current: u64 = value(&bundle, usage())?.parse()?;
     ensure!(current > 8 << 20, "the VM's memory is not there: {current}");
-    ensure!(value(&bundle, "cpu.stat")?.contains("usage_usec "));
+    match has_cgroup_v1() {
+        true => ensure!(value(&bundle, "cpuacct.usage")? != "0"),
+        false => ensure!(value(&bundle, "cpu.stat")?.contains("usage_usec ")),
+    }
     test.runtime.destroy(&bundle.id)
 }
 
@@ -225,11 +315,16 @@ fn sandbox_needs_too_much_memory(test: &Test) -> Result<()> {
     let running = test.runtime.run(&bundle)?.stdin(input).stdout(stdout);
     let running = running.spawn()?;
     Dialogue::from(output).expect("ready\n")?;
-    let directory = directory(&bundle);
-    let current: u64 = value(&bundle, "memory.current")?.parse()?;
+    let directory = directory(&bundle, "memory");
+    let current: u64 = value(&bundle, usage())?.parse()?;
     let limit = (current + (16 << 20)).to_string();
-    fs::write(directory.join("memory.swap.max"), "0")?;
-    fs::write(directory.join("memory.max"), limit)?;
+    let [memory, _] = maxima();
+    fs::write(directory.join(memory), &limit)?;
+    let (swap, limit) = by_version(
+        ("memory.memsw.limit_in_bytes", limit.as_str()),
+        ("memory.swap.max", "0"),
+    );
+    fs::write(directory.join(swap), limit)?;
     std::io::Write::write_all(&mut writer, b"\n")?;
     running.wait()?.fails(
         255,
@@ -252,7 +347,7 @@ fn stay_in(directory: &Path) -> Result<Child> {
 
 fn processes_were_there_before(test: &Test) -> Result<()> {
     let bundle = test.bundle("exit", &["0"])?;
-    let directory = directory(&bundle);
+    let directory = directory(&bundle, "memory");
     let mut stranger = stay_in(&directory)?;
     let output = test.runtime.run(&bundle)?.output()?.code(0)?;
     let warning = "container's cgroup is not empty: 1 process(es) found";
@@ -265,9 +360,10 @@ fn processes_were_there_before(test: &Test) -> Result<()> {
 
 fn cgroup_is_frozen(test: &Test) -> Result<()> {
     let bundle = test.idle_bundle()?;
-    let directory = directory(&bundle);
+    let directory = directory(&bundle, "freezer");
     fs::create_dir_all(&directory)?;
-    fs::write(directory.join("cgroup.freeze"), "1")?;
+    let (file, value) = by_version(("freezer.state", "FROZEN"), ("cgroup.freeze", "1"));
+    fs::write(directory.join(file), value)?;
     // It is not lazaret's, and stays as it is.
     for _ in 0..2 {
         let output = test.runtime.create(&bundle)?.output()?;
@@ -287,7 +383,7 @@ fn killed_and_deleted(test: &Test) -> Result<()> {
             kill_process(all[victim], Signal::KILL)?;
         }
         test.runtime.delete_force(&bundle.id).succeed()?;
-        ensure!(!directory(&bundle).exists(), "the cgroup is left");
+        is_gone(&bundle)?;
     }
     Ok(())
 }

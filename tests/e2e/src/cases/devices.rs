@@ -40,6 +40,7 @@ const CASES: &[Case] = &[
         "the reference runtimes bind the host's of that name",
     ),
     case!(disks_of_the_host).covers(&["config-linux#devices-1"]),
+    case!(disks_without_sectors).only(LAZARET, "about what no disk of a VM can be"),
     case!(devices_the_guest_has_not).only(LAZARET, "about what a VM cannot have"),
 ];
 
@@ -302,6 +303,20 @@ fn disks_of_the_host(test: &Test) -> Result<()> {
         ],
     )?;
     perform("m", &[("read /dev/disk", json!(EPERM))])
+}
+
+fn disks_without_sectors(test: &Test) -> Result<()> {
+    let file = test.directory.join("empty");
+    std::fs::write(&file, "")?;
+    let disk = LoopDevice::attach(&file)?;
+    let (major, minor) = disk.numbers()?;
+    let mut bundle = test.idle_bundle()?;
+    let device = json!({ "path": "/dev/disk", "type": "b", "major": major, "minor": minor });
+    bundle.set("/linux/devices", json!([device]));
+    let words = format!(
+        "linux.devices[0]: cannot open the host's block device {major}:{minor}: it has no sector"
+    );
+    check(test, test.runtime.create(&bundle)?.output()?, &[&words])
 }
 
 fn devices_the_guest_has_not(test: &Test) -> Result<()> {

@@ -20,6 +20,7 @@ pub(crate) const TOPIC: Topic = Topic {
 const CASES: &[Case] = &[
     case!(root_and_binds_are_the_containers),
     case!(readonly_root_stays_so),
+    case!(proc_is_the_containers),
 ];
 
 const PROBES: &[(&str, Probe)] = &[("look", look), ("leave", leave)];
@@ -85,6 +86,20 @@ fn root_and_binds_are_the_containers(test: &Test) -> Result<()> {
     );
     let output = join(test, &bundle.id, "look", &[&file.to_string_lossy()])?;
     ensure!(!output.status.success(), "the host's files are there");
+    test.runtime.destroy(&bundle.id)
+}
+
+/// Podman shows a container's processes so.
+fn proc_is_the_containers(test: &Test) -> Result<()> {
+    let bundle = test.idle_bundle()?;
+    test.runtime.launch(&bundle)?;
+    let files = ["/proc/1/cmdline", "/proc/1/comm", "/proc/version"];
+    let seen = join(test, &bundle.id, "look", &files)?.code(0)?.stdout;
+    let exec = test.runtime.exec_probe(&bundle.id, "look", &files);
+    let expected = exec.succeed()?.stdout;
+    ensure!(seen == expected, "{seen:?}, not {expected:?}");
+    let other = join(test, &bundle.id, "look", &["/proc/999999/stat"])?;
+    ensure!(!other.status.success(), "{:?}", other.stdout);
     test.runtime.destroy(&bundle.id)
 }
 

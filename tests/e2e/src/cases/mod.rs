@@ -31,6 +31,7 @@ mod shell;
 mod signals;
 mod specification;
 mod stdio;
+mod systemd;
 mod userns;
 mod verbs;
 mod vm;
@@ -62,6 +63,7 @@ const TOPICS: &[&Topic] = &[
     &cleanup::TOPIC,
     &vm::TOPIC,
     &cgroup::TOPIC,
+    &systemd::TOPIC,
     &crash::TOPIC,
     &scale::TOPIC,
     &rootfs::TOPIC,

@@ -35,7 +35,9 @@ const CASES: &[Case] = &[
     case!(columns_of_processes).only(LIKE_RUNC, "crun's options of ps are others"),
     case!(features_are_told).only(LIKE_RUNC, "crun 1.8.1 has no features"),
     case!(specification_for_a_user).only(LIKE_RUNC, "crun's document is another"),
-    case!(exec_in_a_sub_cgroup).only(LIKE_RUNC, "crun words its errors otherwise"),
+    case!(exec_in_a_sub_cgroup)
+        .only(LIKE_RUNC, "crun words its errors otherwise")
+        .on_v1(LAZARET, super::limits::SEES_V1),
     case!(exec_in_a_paused_container_waits).only(LIKE_RUNC, "crun has no --ignore-paused"),
     case!(process_descriptor).only(LAZARET, "runc has it from version 1.2 on"),
     case!(listening_sockets_are_refused).only(LAZARET, super::vm::REASON),

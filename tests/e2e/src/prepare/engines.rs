@@ -14,8 +14,8 @@ use serde_json::json;
 
 use super::run;
 
-/// The engines with what they start, and what containers run in the cases about images.
-const INCLUDED: &str = "podman,conmon,runc,docker.io,iptables,catatonit,tini,busybox-static,procps,mount,\
+/// The engines with what they start, a systemd, and what containers run in the cases about images.
+const INCLUDED: &str = "podman,conmon,runc,crun,docker.io,systemd,dbus,iptables,catatonit,tini,busybox-static,procps,mount,\
     python3,libpython3.11-testsuite,nginx-light,redis,redis-tools,postgresql,postgresql-contrib";
 
 /// Large parts of those packages that no case uses.

@@ -2,6 +2,7 @@
 //!
 //! Started by the kernel through `init=`; nothing outside the guest calls it.
 
+mod cgroups;
 mod command;
 mod mounts;
 mod ports;
@@ -11,6 +12,7 @@ use std::io::{BufReader, Write};
 
 use anyhow::{Context, Result};
 
+use crate::launch::Cgroups;
 use crate::wire::{self, GUEST_ARGUMENT, Job, Port, Report};
 
 /// Whether this process is the first one of an emulated host, and must call [`run`] at once.
@@ -55,12 +57,12 @@ fn run_job(job: &Job, stdin: fs::File) -> Result<Report> {
     for (tag, path) in &job.writable {
         mounts::writable(tag, &path.to_path())?;
     }
-    settle().context("setting up the machine")?;
+    settle(job.cgroups).context("setting up the machine")?;
     command::run(job, stdin)
 }
 
 /// What an init system does beside mounting.
-fn settle() -> Result<()> {
+fn settle(cgroups: Cgroups) -> Result<()> {
     rustix::system::sethostname(b"emulated-host").context("setting the host name")?;
     command::loopback_up().context("setting up the loopback interface")?;
     for (name, target) in [
@@ -72,12 +74,5 @@ fn settle() -> Result<()> {
         std::os::unix::fs::symlink(target, format!("/dev/{name}"))
             .with_context(|| format!("linking /dev/{name}"))?;
     }
-    let root = "/sys/fs/cgroup";
-    let controllers = fs::read_to_string(format!("{root}/cgroup.controllers"))?;
-    let enable: Vec<String> = controllers
-        .split_whitespace()
-        .map(|name| format!("+{name}"))
-        .collect();
-    fs::write(format!("{root}/cgroup.subtree_control"), enable.join(" "))
-        .context("enabling the cgroup controllers")
+    cgroups::mount(cgroups)
 }

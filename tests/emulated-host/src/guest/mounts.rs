@@ -13,15 +13,14 @@ use crate::qemu::MESSAGE_BYTES;
 /// An existing directory of every machine, on which the overlay is put together.
 const SCRATCH: &str = "/tmp";
 
-/// Pseudo file systems: type, mount point below the new root, options.
-const PSEUDO: [(&str, &str, &str); 9] = [
+/// Pseudo file systems beside the cgroups: type, mount point below the new root, options.
+const PSEUDO: [(&str, &str, &str); 8] = [
     ("devtmpfs", "dev", ""),
     ("tmpfs", "dev/shm", "mode=1777"),
     ("devpts", "dev/pts", "mode=620,gid=5,ptmxmode=666"),
     ("mqueue", "dev/mqueue", ""),
     ("proc", "proc", ""),
     ("sysfs", "sys", ""),
-    ("cgroup2", "sys/fs/cgroup", "nsdelegate"),
     ("bpf", "sys/fs/bpf", "mode=700"),
     ("tmpfs", "run", "mode=755"),
 ];
@@ -74,7 +73,8 @@ fn enter(root: &Path) -> Result<()> {
     .context("sharing the mounts")
 }
 
-fn attach(source: &str, target: &str, kind: &str, options: &str) -> Result<()> {
+/// Mounts, and names the target if that fails.
+pub(super) fn attach(source: &str, target: &str, kind: &str, options: &str) -> Result<()> {
     let options = std::ffi::CString::new(options).context("a mount option has a NUL byte")?;
     mount(
         source,

@@ -92,6 +92,7 @@ fn compare_documents(test: &Test, part: u64) -> Result<()> {
         kind: Kind::Runc,
         program: Kind::Runc.program()?,
         root: test.directory.join("reference"),
+        leading: Vec::new(),
     };
     let config = Config {
         cases: if test.full {

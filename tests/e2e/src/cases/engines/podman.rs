@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Result, ensure};
 
 use super::{Engine, NAME, SERVICE, has, is, topic};
-use crate::{case::Test, room::Room, runtime::Kind};
+use crate::{case::Test, room::Room};
 
 topic!("podman", with_podman);
 
@@ -71,10 +71,20 @@ fn top(podman: &Engine<'_>) -> Result<()> {
     // Not a descriptor of Podman's: it has the container's own `ps` answer.
     let inside = podman.call(&["top", NAME, "-o", "pid,args"]).succeed()?;
     has(&inside.stdout, "sleep 1000")?;
-    let output = podman.call(&["top", NAME, "pid", "args"]).succeed()?;
-    if podman.test.runtime.kind == Kind::Lazaret {
-        // Podman reads the host's /proc for it, which has no processes of a guest.
-        return is(&output.stdout, "PID         COMMAND\n");
-    }
+    let output = podman
+        .call(&["top", NAME, "user", "pid", "args"])
+        .succeed()?;
+    let process = output
+        .stdout
+        .lines()
+        .find(|line| line.contains("sleep 1000"));
+    let fields: Vec<_> = process
+        .unwrap_or_default()
+        .split_whitespace()
+        .take(3)
+        .collect();
+    is(&fields.join(" "), "root 1 sh")?;
+    // Podman's own choice.
+    let output = podman.call(&["top", NAME]).succeed()?;
     has(&output.stdout, "sleep 1000")
 }
