@@ -1,6 +1,8 @@
 //! What the agent tells the child that sets a container up, and what it hears back. Spoken between
 //! [`crate::launch`] and [`crate::init`] of the same binary, over a socket pair.
 //!
+//! The child finds its standard streams, the descriptors that follow them, from [`PRESERVED`] on,
+//! and after these its end of the socket pair, whose number is the argument after [`ARGUMENT`].
 //! The agent sends [`Instructions`]; the child answers [`Report`], a pty's other end attached to
 //! it if there is one. Then the child waits for one byte, [`START`], and executes the program:
 //! the socket closing without a word is success.
@@ -15,8 +17,8 @@ use serde::{Deserialize, Serialize};
 /// First argument that makes this binary the child.
 pub const ARGUMENT: &str = "container-init";
 
-/// Descriptor of the child's end of the socket pair.
-pub const CHANNEL: RawFd = 3;
+/// First descriptor of the child that is not a standard stream.
+pub const PRESERVED: RawFd = 3;
 
 /// The byte that releases the program.
 pub const START: u8 = b'!';

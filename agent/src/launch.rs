@@ -7,7 +7,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-use lazaret_protocol::container::{IdMapping, NamespaceKind, Stdio, TimeOffset};
+use lazaret_protocol::container::{IdMapping, NamespaceKind, Process, Stdio, TimeOffset};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -16,7 +16,8 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use crate::birth::{Birth, BirthError, Place};
 use crate::connection::Connection;
 use crate::errno::Os;
-use crate::instructions::{ARGUMENT, CHANNEL};
+use crate::instructions::{ARGUMENT, PRESERVED};
+use crate::process::End;
 use crate::sys::{self, Child, StringArray};
 
 /// The child could not be started.
@@ -60,9 +61,9 @@ pub struct Plan<'a> {
     pub birthplaces: &'a [Place<'a>],
     /// Offsets of the clocks of the time namespace it gets, if it gets a new one.
     pub time_offsets: Option<&'a [TimeOffset]>,
-    /// Standard streams; with a terminal all three are null at first.
-    pub stdio: [Stdio; 3],
-    /// Descriptors it inherits under the same numbers, all above [`CHANNEL`].
+    /// Its streams.
+    pub streams: &'a Streams,
+    /// Descriptors it inherits under the same numbers, made by [`Streams::above`].
     pub inherited: &'a [OwnedFd],
     /// Mappings of its new user namespace.
     pub mappings: Option<Mappings<'a>>,
@@ -87,6 +88,36 @@ impl Plan<'_> {
     }
 }
 
+/// What the child's descriptors are, from 0 on.
+#[derive(Debug)]
+pub struct Streams(Vec<Stdio>);
+
+impl Streams {
+    /// Those of `process`; with a terminal the standard streams are null at first.
+    pub fn of(process: &Process) -> Self {
+        let standard = match process.terminal {
+            Some(_) => [Stdio::Null; PRESERVED as usize],
+            None => process.stdio,
+        };
+        Self([&standard[..], &process.preserved].concat())
+    }
+
+    /// Number of the descriptor that comes after them: the child's end of the channel.
+    fn channel(&self) -> RawFd {
+        RawFd::try_from(self.0.len()).unwrap_or(RawFd::MAX)
+    }
+
+    /// Makes `fd` inheritable: a duplicate with a number that the child's own descriptors don't
+    /// need.
+    ///
+    /// # Errors
+    /// When the agent has too many descriptors.
+    pub fn above(&self, fd: impl AsFd) -> Result<OwnedFd, LaunchError> {
+        let lowest = self.channel().saturating_add(1);
+        fcntl_dupfd_cloexec(fd, lowest).map_err(descriptor("inherited descriptor"))
+    }
+}
+
 /// Mappings of a user namespace.
 #[derive(Debug, Clone, Copy)]
 pub struct Mappings<'a> {
@@ -103,16 +134,8 @@ pub struct Launched {
     pub child: Child,
     /// The agent's end of the socket pair.
     pub channel: Connection,
-    /// The agent's ends of its pipes: input, output, error.
-    pub pipes: [Option<OwnedFd>; 3],
-}
-
-/// Makes `fd` inheritable: a duplicate with a number that the child's own descriptors don't need.
-///
-/// # Errors
-/// When the agent has too many descriptors.
-pub fn inheritable(fd: impl AsFd) -> Result<OwnedFd, LaunchError> {
-    fcntl_dupfd_cloexec(fd, CHANNEL + 1).map_err(descriptor("inherited descriptor"))
+    /// The agent's ends of its streams.
+    pub ends: Vec<Option<End>>,
 }
 
 /// Starts the child.
@@ -120,18 +143,16 @@ pub fn inheritable(fd: impl AsFd) -> Result<OwnedFd, LaunchError> {
 /// # Errors
 /// [`LaunchError`]; no process is left then.
 pub fn launch(plan: &Plan<'_>) -> Result<Launched, LaunchError> {
-    let (ours, theirs) = socketpair(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .map_err(descriptor("channel"))?;
-    let [input, output, error] = plan.stdio;
-    let (input_write, input) = stream(input, true)?;
-    let (output_read, output) = stream(output, false)?;
-    let (error_read, error) = stream(error, false)?;
-    let theirs = [input, output, error, inheritable(theirs)?];
+    let (ours, channel) = socket_pair("channel")?;
+    let streams = plan.streams;
+    let mut ends = Vec::with_capacity(streams.0.len());
+    let mut theirs = Vec::with_capacity(streams.0.len() + 1);
+    for stdio in &streams.0 {
+        let (end, their) = stream(*stdio)?;
+        ends.push(end);
+        theirs.push(streams.above(their)?);
+    }
+    theirs.push(streams.above(channel)?);
     let gate = match plan.mappings {
         Some(_) => Some(pipe_with(PipeFlags::CLOEXEC).map_err(descriptor("gate"))?),
         None => None,
@@ -142,10 +163,11 @@ pub fn launch(plan: &Plan<'_>) -> Result<Launched, LaunchError> {
         executable: plan.executable,
         arguments: StringArray::new(vec![
             CString::from(c"lazaret-agent"),
-            CString::new(ARGUMENT).map_err(|_| BirthError::Clone(Os(Errno::INVAL)))?,
+            c_string(ARGUMENT)?,
+            c_string(&streams.channel().to_string())?,
         ]),
         environment: StringArray::new(Vec::new()),
-        descriptors: theirs.each_ref().map(AsRawFd::as_raw_fd),
+        descriptors: theirs.iter().map(AsRawFd::as_raw_fd).collect(),
         inherited: plan.inherited.iter().map(AsRawFd::as_raw_fd).collect(),
         clocks: plan.time_offsets.map(offset_lines),
         gate: gate_read.as_ref().map(AsRawFd::as_raw_fd),
@@ -178,26 +200,42 @@ pub fn launch(plan: &Plan<'_>) -> Result<Launched, LaunchError> {
             what: "channel",
             source: error.into(),
         })?,
-        pipes: [input_write, output_read, error_read],
+        ends,
     })
 }
 
-/// Makes one standard stream: the agent's end of it, if it is a pipe, and the child's.
-fn stream(stdio: Stdio, input: bool) -> Result<(Option<OwnedFd>, OwnedFd), LaunchError> {
-    let failed = descriptor("standard streams");
-    match stdio {
+/// Makes one stream: the agent's end of it, if it has one, and the child's.
+fn stream(stdio: Stdio) -> Result<(Option<End>, OwnedFd), LaunchError> {
+    const WHAT: &str = "streams";
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).map_err(descriptor(WHAT));
+    let ours = |fd: OwnedFd| match rustix::io::ioctl_fionbio(&fd, true) {
+        Ok(()) => Ok(fd),
+        Err(errno) => Err(descriptor(WHAT)(errno)),
+    };
+    Ok(match stdio {
         Stdio::Null => {
             let flags = OFlags::RDWR | OFlags::CLOEXEC;
-            let null = openat(CWD, "/dev/null", flags, Mode::empty()).map_err(failed)?;
-            Ok((None, inheritable(null)?))
+            let null = openat(CWD, "/dev/null", flags, Mode::empty()).map_err(descriptor(WHAT))?;
+            (None, null)
         }
-        Stdio::Pipe => {
-            let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(failed)?;
-            let (ours, theirs) = if input { (write, read) } else { (read, write) };
-            rustix::io::ioctl_fionbio(&ours, true).map_err(descriptor("standard streams"))?;
-            Ok((Some(ours), inheritable(theirs)?))
+        Stdio::Input => {
+            let (read, write) = pipe()?;
+            (Some(End::Input(ours(write)?)), read)
         }
-    }
+        Stdio::Output => {
+            let (read, write) = pipe()?;
+            (Some(End::Output(ours(read)?)), write)
+        }
+        Stdio::Both => {
+            let (end, their) = socket_pair(WHAT)?;
+            (Some(End::Both(end)), their)
+        }
+    })
+}
+
+fn socket_pair(what: &'static str) -> Result<(OwnedFd, OwnedFd), LaunchError> {
+    let flags = SocketFlags::CLOEXEC;
+    socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None).map_err(descriptor(what))
 }
 
 /// Exit code of a child that failed before it could report anything.
@@ -211,8 +249,8 @@ struct ChildStart<'a> {
     executable: &'a CStr,
     arguments: StringArray,
     environment: StringArray,
-    /// What becomes descriptors 0 to [`CHANNEL`]; all have higher numbers now.
-    descriptors: [RawFd; CHANNEL as usize + 1],
+    /// What becomes descriptors 0 to that of the channel; all have higher numbers now.
+    descriptors: Vec<RawFd>,
     inherited: Vec<RawFd>,
     /// Lines for `timens_offsets` of a new time namespace.
     clocks: Option<String>,
@@ -236,8 +274,8 @@ impl ChildStart<'_> {
                 .and_then(|()| sys::unshare_namespaces(self.late_flags))
                 .unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
         }
-        for (target, source) in (0..).zip(self.descriptors) {
-            sys::place_descriptor(source, target).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
+        for (target, source) in (0..).zip(&self.descriptors) {
+            sys::place_descriptor(*source, target).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
         }
         for &fd in &self.inherited {
             sys::keep_on_exec(fd).unwrap_or_else(|_| sys::exit_now(EXIT_CODE));
@@ -274,6 +312,10 @@ fn write_mappings(pid: u32, mappings: Mappings<'_>) -> Result<(), LaunchError> {
         })?;
     }
     Ok(())
+}
+
+fn c_string(text: &str) -> Result<CString, LaunchError> {
+    Ok(CString::new(text).map_err(|_| BirthError::Clone(Os(Errno::INVAL)))?)
 }
 
 fn descriptor(what: &'static str) -> impl FnOnce(Errno) -> LaunchError {

@@ -14,11 +14,14 @@ use lazaret_agent::{errno, guest, init, server, sys};
 // SAFETY: the C library calls the symbol `main` with this signature, and no other crate defines it.
 #[unsafe(no_mangle)]
 extern "C" fn main(_count: c_int, _arguments: *const *const c_char) -> c_int {
-    if std::env::args_os()
-        .nth(1)
-        .is_some_and(|first| first == ARGUMENT)
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == ARGUMENT)
+        && let Some(channel) = arguments.next()
+        && let Some(channel) = channel.to_str().and_then(|number| number.parse().ok())
     {
-        init::main();
+        // SAFETY: who starts the binary with this argument, the agent, has placed the descriptor
+        // under this number; no other code has run that could have taken it.
+        unsafe { init::main(channel) };
     }
     if std::process::id() != 1 {
         log("lazaret-agent is PID 1 of a Lazaret guest and does nothing elsewhere");

@@ -1,8 +1,9 @@
-//! A process the agent started: its pidfd, its end, and the agent's ends of its standard streams.
+//! A process the agent started: its pidfd, its end, and the agent's ends of its streams.
 //! Made by [`crate::container`], ended by [`crate::reaper`], read from by [`crate::stdio`].
 #![forbid(unsafe_code)]
 
 use std::cell::RefCell;
+use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
@@ -19,8 +20,12 @@ use crate::sys;
 /// The agent's end of a stream.
 #[derive(Debug)]
 pub enum End {
-    /// One end of a pipe.
-    Pipe(OwnedFd),
+    /// Of a pipe that the process reads.
+    Input(OwnedFd),
+    /// Of a pipe that it writes to.
+    Output(OwnedFd),
+    /// Of a pair of sockets.
+    Both(OwnedFd),
     /// The master of a pty.
     Terminal(Rc<AsyncFd<OwnedFd>>),
 }
@@ -36,37 +41,30 @@ pub enum StreamError {
     Attached(StdStream),
 }
 
-/// State of one stream.
-#[derive(Debug)]
-enum Slot {
-    Absent,
-    Waiting(End),
-    Attached,
-}
-
 /// A process the agent started.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
     pidfd: OwnedFd,
     status: watch::Sender<Option<ExitStatus>>,
-    streams: RefCell<[Slot; 4]>,
+    /// The streams it has; those that somebody is attached to without their end.
+    streams: RefCell<HashMap<StdStream, Option<End>>>,
     /// For resizing; its stream drops it too when the host hangs up.
     terminal: RefCell<Option<Rc<AsyncFd<OwnedFd>>>>,
 }
 
 impl Process {
-    /// A process that has just been started, with the agent's ends of its pipes.
-    pub fn new(child: sys::Child, pipes: [Option<OwnedFd>; 3]) -> Self {
-        let [input, output, error] = pipes.map(|pipe| match pipe {
-            Some(pipe) => Slot::Waiting(End::Pipe(pipe)),
-            None => Slot::Absent,
+    /// A process that has just been started, with the agent's ends of its descriptors from 0 on.
+    pub fn new(child: sys::Child, ends: Vec<Option<End>>) -> Self {
+        let streams = (0..).zip(ends).filter_map(|(number, end)| {
+            let end = Some(end?);
+            Some((StdStream::of(number), end))
         });
         Self {
             pid: child.pid,
             pidfd: child.pidfd,
             status: watch::Sender::new(None),
-            streams: RefCell::new([input, output, error, Slot::Absent]),
+            streams: RefCell::new(streams.collect()),
             terminal: RefCell::new(None),
         }
     }
@@ -79,7 +77,8 @@ impl Process {
         rustix::io::ioctl_fionbio(&master, true)?;
         let master = Rc::new(sys::watch(master, Interest::READABLE | Interest::WRITABLE)?);
         let stream = End::Terminal(Rc::clone(&master));
-        self.streams.borrow_mut()[index(StdStream::Terminal)] = Slot::Waiting(stream);
+        let mut streams = self.streams.borrow_mut();
+        streams.insert(StdStream::Terminal, Some(stream));
         *self.terminal.borrow_mut() = Some(master);
         Ok(())
     }
@@ -134,14 +133,9 @@ impl Process {
     /// # Errors
     /// [`StreamError`].
     pub fn take_stream(&self, stream: StdStream) -> Result<End, StreamError> {
-        let slot = &mut self.streams.borrow_mut()[index(stream)];
-        match std::mem::replace(slot, Slot::Attached) {
-            Slot::Waiting(end) => Ok(end),
-            Slot::Attached => Err(StreamError::Attached(stream)),
-            Slot::Absent => {
-                *slot = Slot::Absent;
-                Err(StreamError::Absent(stream))
-            }
+        match self.streams.borrow_mut().get_mut(&stream) {
+            Some(end) => end.take().ok_or(StreamError::Attached(stream)),
+            None => Err(StreamError::Absent(stream)),
         }
     }
 
@@ -175,13 +169,4 @@ pub fn set_terminal_size(fd: impl AsFd, size: TerminalSize) -> Result<(), Os> {
         ws_ypixel: 0,
     };
     Ok(tcsetwinsize(fd, size)?)
-}
-
-fn index(stream: StdStream) -> usize {
-    match stream {
-        StdStream::Stdin => 0,
-        StdStream::Stdout => 1,
-        StdStream::Stderr => 2,
-        StdStream::Terminal => 3,
-    }
 }

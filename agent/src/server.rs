@@ -54,7 +54,7 @@ enum Next {
     /// Nothing.
     Close,
     /// The connection becomes a stream.
-    Stream(Rc<Process>, StdStream, End),
+    Stream(Rc<Process>, End),
 }
 
 /// Serves calls on `listener` for as long as the guest lives.
@@ -155,8 +155,8 @@ impl Agent {
         if connection.write_frame(&reply).await.is_err() {
             return;
         }
-        if let Next::Stream(process, stream, end) = next {
-            stdio::carry(&connection, &process, stream, end).await;
+        if let Next::Stream(process, end) = next {
+            stdio::carry(&connection, &process, end).await;
         }
     }
 
@@ -333,7 +333,7 @@ impl Agent {
         use crate::process::StreamError;
         let process = self.container(&name.container)?.process(name)?;
         match process.take_stream(stream) {
-            Ok(end) => Ok(Next::Stream(process, stream, end)),
+            Ok(end) => Ok(Next::Stream(process, end)),
             Err(error) => Err(Failure {
                 kind: match error {
                     StreamError::Absent(_) => FailureKind::NotFound,

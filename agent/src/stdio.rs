@@ -1,4 +1,4 @@
-//! Carries the standard streams of a process over connections of the runtime. Called by
+//! Carries the streams of a process over connections of the runtime. Called by
 //! [`crate::server`], which has sent the reply; from then on the connection is raw bytes.
 //!
 //! Nothing is buffered here. Pipes are moved with `splice(2)`; what the host does not take stays
@@ -11,7 +11,6 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use lazaret_protocol::agent::StdStream;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
 use rustix::pipe::{SpliceFlags, splice};
@@ -25,90 +24,158 @@ use crate::sys;
 /// Most bytes moved by one `splice(2)`: the capacity of a pipe.
 const SPLICE_BYTES: usize = 64 * 1024;
 
+/// Buffer for each direction of a socket, from which the kernel splices only into pipes.
+const SOCKET_BYTES: usize = 16 * 1024;
+
 /// Buffer for each direction of a pty, whose own buffers are of the same order.
 const TERMINAL_BYTES: usize = 4096;
 
-/// Carries `stream` until it ends or the host hangs up.
-pub async fn carry(connection: &Connection, process: &Process, stream: StdStream, end: End) {
-    let interest = match stream {
-        StdStream::Stdin => Interest::WRITABLE,
-        _ => Interest::READABLE,
-    };
+/// Carries a stream until it ends or the host hangs up.
+pub async fn carry(connection: &Connection, process: &Process, end: End) {
     // A failure of a stream is its end: there is nobody left to tell about it.
     let _ = match end {
+        End::Input(pipe) => carry_input(connection, process, pipe).await,
+        End::Output(pipe) => carry_output(connection, process, pipe).await,
+        End::Both(socket) => carry_both(connection, process, socket).await,
         End::Terminal(master) => carry_terminal(connection, process, master).await,
-        End::Pipe(pipe) => match (sys::watch(pipe, interest), stream) {
-            (Ok(pipe), StdStream::Stdin) => carry_input(connection, process, &pipe).await,
-            (Ok(pipe), _) => carry_output(connection, process, &pipe).await,
-            (Err(error), _) => Err(error),
-        },
     };
 }
 
 /// From the host into a pipe, until either side ends.
-async fn carry_input(
-    connection: &Connection,
-    process: &Process,
-    pipe: &AsyncFd<OwnedFd>,
-) -> io::Result<()> {
+async fn carry_input(connection: &Connection, process: &Process, pipe: OwnedFd) -> io::Result<()> {
+    let pipe = sys::watch(pipe, Interest::WRITABLE)?;
     let pump = async {
         loop {
-            match splice_once(connection.socket(), pipe, SPLICE_BYTES) {
+            match splice_once(connection.socket(), &pipe, SPLICE_BYTES) {
                 Ok(0) => return Ok(()),
                 Ok(_) => tokio::task::yield_now().await,
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => wait_for_both(connection.socket(), pipe).await?,
+                Err(Errno::AGAIN) => wait_for_both(connection.socket(), &pipe).await?,
                 Err(errno) => return Err(errno.into()),
             }
         }
     };
     tokio::select! {
         ended = pump => ended,
+        ended = reader_gone(&pipe) => ended,
         _ = process.wait() => Ok(()),
+    }
+}
+
+/// Returns when nobody has the other end of a pipe to read from any more: whoever feeds it shall
+/// know, even if he does so later.
+async fn reader_gone(pipe: &AsyncFd<OwnedFd>) -> io::Result<()> {
+    loop {
+        let mut guard = pipe.ready(Interest::WRITABLE).await?;
+        if guard.ready().is_write_closed() {
+            return Ok(());
+        }
+        // The pump looks at the pipe itself before it waits for it.
+        guard.clear_ready();
     }
 }
 
 /// From a pipe to the host, until the pipe ends, the process's last bytes are out, or the host
 /// has closed.
-async fn carry_output(
-    connection: &Connection,
-    process: &Process,
-    pipe: &AsyncFd<OwnedFd>,
-) -> io::Result<()> {
-    // Bytes still to be delivered, once the process has ended.
-    let left: Cell<Option<u64>> = Cell::new(None);
+async fn carry_output(connection: &Connection, process: &Process, pipe: OwnedFd) -> io::Result<()> {
+    let pipe = sys::watch(pipe, Interest::READABLE)?;
+    let left = Left::default();
     let pump = async {
-        while left.get() != Some(0) {
-            let most = left.get().unwrap_or(u64::MAX).min(SPLICE_BYTES as u64) as usize;
-            match splice_once(pipe, connection.socket(), most) {
+        while let Some(most) = left.at_most(SPLICE_BYTES) {
+            match splice_once(&pipe, connection.socket(), most) {
                 Ok(0) => break,
                 Ok(bytes) => {
-                    left.set(left.get().map(|left| left.saturating_sub(bytes as u64)));
+                    left.delivered(bytes);
                     tokio::task::yield_now().await;
                 }
                 Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => wait_for_both(pipe, connection.socket()).await?,
+                Err(Errno::AGAIN) => wait_for_both(&pipe, connection.socket()).await?,
                 Err(errno) => return Err(errno.into()),
             }
         }
         connection.shutdown_write();
         Ok(())
     };
-    let count_at_end = async {
-        process.wait().await;
-        let waiting = ioctl_fionread(pipe.get_ref()).unwrap_or(0);
-        left.set(Some(waiting));
-        if waiting > 0 {
-            // The pump sees the end.
-            std::future::pending::<()>().await;
-        }
-        connection.shutdown_write();
-    };
     tokio::select! {
         ended = pump => ended,
-        () = count_at_end => Ok(()),
+        () = left.count_at_end(process, &pipe) => {
+            connection.shutdown_write();
+            Ok(())
+        }
         () = connection.closed() => Ok(()),
     }
+}
+
+/// Bytes of a process that are still to be delivered, once it has ended.
+#[derive(Default)]
+struct Left(Cell<Option<u64>>);
+
+impl Left {
+    /// How many bytes to move next, if any: no more than `most`.
+    fn at_most(&self, most: usize) -> Option<usize> {
+        let left = self.0.get().unwrap_or(u64::MAX).min(most as u64) as usize;
+        (left > 0).then_some(left)
+    }
+
+    fn delivered(&self, bytes: usize) {
+        let left = self.0.get().map(|left| left.saturating_sub(bytes as u64));
+        self.0.set(left);
+    }
+
+    /// Counts what waits in `end` when the process ends, and returns if that is nothing; else
+    /// whoever delivers it sees the end.
+    async fn count_at_end(&self, process: &Process, end: &AsyncFd<OwnedFd>) {
+        process.wait().await;
+        let waiting = ioctl_fionread(end.get_ref()).unwrap_or(0);
+        self.0.set(Some(waiting));
+        if waiting > 0 {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+/// Both directions of a socket, each until it ends, and no longer than the host or the process is
+/// there.
+async fn carry_both(connection: &Connection, process: &Process, socket: OwnedFd) -> io::Result<()> {
+    let socket = &Connection::new(socket)?;
+    let (endless, left) = (Left::default(), Left::default());
+    let input = async {
+        // Whatever ends this direction, what the process wrote before is still of interest.
+        tokio::select! {
+            _ = pass(connection, socket, &endless) => {}
+            () = socket.refuses_writes() => {}
+            _ = process.wait() => {}
+        }
+        Ok(())
+    };
+    let output = async {
+        tokio::select! {
+            ended = pass(socket, connection, &left) => ended,
+            () = left.count_at_end(process, socket.socket()) => {
+                connection.shutdown_write();
+                Ok(())
+            }
+            // The end of both directions.
+            () = connection.refuses_writes() => Err(Errno::PIPE.into()),
+        }
+    };
+    tokio::try_join!(input, output).map(|_| ())
+}
+
+/// From one socket to the other until the first ends, which the second is told, or nothing is left.
+async fn pass(from: &Connection, to: &Connection, left: &Left) -> io::Result<()> {
+    let mut buffer = vec![0; SOCKET_BYTES];
+    while let Some(most) = left.at_most(SOCKET_BYTES) {
+        let bytes = from.read(&mut buffer[..most]).await?;
+        if bytes == 0 {
+            break;
+        }
+        to.write_all(&buffer[..bytes]).await?;
+        left.delivered(bytes);
+        tokio::task::yield_now().await;
+    }
+    to.shutdown_write();
+    Ok(())
 }
 
 fn splice_once(

@@ -49,7 +49,7 @@ pub struct ProcessRef {
     pub exec: Option<String>,
 }
 
-/// One standard stream of a process.
+/// One stream of a process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub enum StdStream {
     /// Host to guest; the host's half-close closes the process's standard input.
@@ -60,6 +60,21 @@ pub enum StdStream {
     Stderr,
     /// Both directions of the process's pty.
     Terminal,
+    /// A descriptor beside the standard streams, by its number in the process; which directions it
+    /// has is said by its [`crate::container::Stdio`].
+    Descriptor(u32),
+}
+
+impl StdStream {
+    /// The stream behind descriptor `number` of a process without a terminal.
+    pub fn of(number: u32) -> Self {
+        match number {
+            0 => Self::Stdin,
+            1 => Self::Stdout,
+            2 => Self::Stderr,
+            number => Self::Descriptor(number),
+        }
+    }
 }
 
 /// Rows and columns of a terminal, in characters.
@@ -116,7 +131,7 @@ pub enum Request {
         /// The process.
         process: ProcessRef,
     },
-    /// Attaches to a standard stream, at most once each. Answer: [`Answer::Done`], then raw bytes.
+    /// Attaches to a stream, at most once each. Answer: [`Answer::Done`], then raw bytes.
     Stream {
         /// The process.
         process: ProcessRef,

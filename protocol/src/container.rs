@@ -261,6 +261,8 @@ pub struct Process {
     pub terminal: Option<TerminalSize>,
     /// What standard input, output and error are when there is no terminal.
     pub stdio: [Stdio; 3],
+    /// What the descriptors that follow are: 3, 4, … At most [`PRESERVED_MAX`].
+    pub preserved: Vec<Stdio>,
     /// Users and groups.
     pub user: User,
     /// Capability sets.
@@ -307,14 +309,23 @@ pub struct CpuAffinity {
     pub last: Vec<u16>,
 }
 
-/// What a standard stream is connected to.
+/// What a descriptor of a process is connected to; but for `Null` it is to be attached to with
+/// [`crate::agent::Request::Stream`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Stdio {
     /// The guest's `/dev/null`.
     Null,
-    /// A pipe, to be attached to with [`crate::agent::Request::Stream`].
-    Pipe,
+    /// A pipe that the process reads.
+    Input,
+    /// A pipe that the process writes to.
+    Output,
+    /// A stream socket.
+    Both,
 }
+
+/// Most descriptors of a process beside its standard streams: each takes a few descriptors of
+/// every process that carries it, and these have a thousand by default.
+pub const PRESERVED_MAX: usize = 64;
 
 /// User and groups of a process, as the container's user namespace numbers them.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -212,7 +212,8 @@ pub(crate) struct Create {
     /// Unix socket that receives a descriptor of the process that stands for the container
     #[arg(long, value_name = "SOCKET")]
     pub(crate) pidfd_socket: Option<PathBuf>,
-    /// Number of additional descriptors to pass: only 0, for they cannot be passed into a VM
+    /// Number of additional descriptors to pass, from 3 on: pipes, connected stream sockets, files
+    /// opened for reading or for writing, /dev/null
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// Accepted: a guest's root file system is never on the ramdisk that this option is about
@@ -312,7 +313,8 @@ pub(crate) struct Exec {
     /// Add a capability
     #[arg(long, short, value_name = "CAP")]
     pub(crate) cap: Vec<String>,
-    /// Number of additional descriptors to pass: only 0, for they cannot be passed into a VM
+    /// Number of additional descriptors to pass, from 3 on: pipes, connected stream sockets, files
+    /// opened for reading or for writing, /dev/null
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub(crate) preserve_fds: u32,
     /// Existing cgroup below the container's to run in

@@ -5,7 +5,7 @@ use std::{
     ffi::CString,
     io,
     os::{
-        fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd, RawFd},
         unix::{ffi::OsStrExt as _, process::CommandExt as _},
     },
     path::Path,
@@ -185,6 +185,31 @@ pub(crate) fn close_others(keep: &[RawFd]) -> io::Result<()> {
         first = fd + 1;
     }
     close_range(first, u32::MAX)
+}
+
+/// Takes over descriptor `number` if it was inherited from whoever started this program.
+pub(crate) fn inherited(number: RawFd) -> Option<OwnedFd> {
+    // SAFETY: this reads and sets a flag of a descriptor, if there is one, and touches no memory.
+    let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+    // What this program opens itself is closed on exec, the one flag there is.
+    if flags != 0 {
+        return None;
+    }
+    // SAFETY: as above.
+    unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+    // SAFETY: it is open. It has survived an exec, so nothing in this program has opened it; and
+    // having the flag from now on it is taken only once.
+    Some(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether two descriptors of this process share one description: what is read from one is not
+/// read from the other.
+pub(crate) fn is_same_description(one: BorrowedFd<'_>, other: BorrowedFd<'_>) -> bool {
+    const KCMP_FILE: i32 = 0;
+    let pid = std::process::id();
+    let (one, other) = (one.as_raw_fd(), other.as_raw_fd());
+    // SAFETY: this compares what two descriptors refer to and touches no memory.
+    unsafe { libc::syscall(libc::SYS_kcmp, pid, pid, KCMP_FILE, one, other) == 0 }
 }
 
 fn close_range(first: u32, last: u32) -> io::Result<()> {

@@ -3,9 +3,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::rc::Rc;
 
-use lazaret_protocol::container::{
-    CreateContainer, IdMapping, NamespaceKind, Process, Rlimit, Stdio,
-};
+use lazaret_protocol::container::{CreateContainer, IdMapping, NamespaceKind, Process, Rlimit};
 use rustix::io::Errno;
 
 use super::{Container, ContainerError, Environment, Host, State, prepared, release, set_limits};
@@ -16,7 +14,7 @@ use crate::device_node;
 use crate::disks;
 use crate::errno::Os;
 use crate::instructions::{ContainerInstructions, ExecInstructions, Instructions, Rules};
-use crate::launch::{self, LaunchError, Launched, Mappings, Plan};
+use crate::launch::{self, LaunchError, Launched, Mappings, Plan, Streams};
 use crate::mounts;
 use crate::namespaces::Namespaces;
 use crate::process;
@@ -32,16 +30,18 @@ pub struct Place<'a> {
     pub ignore_paused: bool,
 }
 
-/// Descriptors that a child finds under the numbers they have here.
-#[derive(Default)]
-struct Inherited(Vec<OwnedFd>);
+/// Descriptors that a child finds under the numbers they have here, beside its streams.
+struct Inherited<'a> {
+    streams: &'a Streams,
+    fds: Vec<OwnedFd>,
+}
 
-impl Inherited {
+impl Inherited<'_> {
     /// Adds a duplicate of `fd`; returns its number.
     fn pass(&mut self, fd: BorrowedFd<'_>) -> Result<RawFd, LaunchError> {
-        let fd = launch::inheritable(fd)?;
+        let fd = self.streams.above(fd)?;
         let number = fd.as_raw_fd();
-        self.0.push(fd);
+        self.fds.push(fd);
         Ok(number)
     }
 }
@@ -131,7 +131,11 @@ impl Container {
         let environment = host.environment;
         let in_user_namespace = namespaces.has(NamespaceKind::User);
         let birthplaces = namespaces.birthplaces();
-        let mut inherited = Inherited::default();
+        let streams = Streams::of(&wanted.process);
+        let mut inherited = Inherited {
+            streams: &streams,
+            fds: Vec::new(),
+        };
         let mut joined = Vec::new();
         for (kind, fd) in &namespaces.joined {
             if birthplaces.iter().all(|(place, _)| place != kind) {
@@ -150,8 +154,8 @@ impl Container {
             time_offsets: namespaces
                 .is_new(NamespaceKind::Time)
                 .then_some(&wanted.time_offsets),
-            stdio: stdio_of(&wanted.process),
-            inherited: &inherited.0,
+            streams: &streams,
+            inherited: &inherited.fds,
             mappings: namespaces.is_new(NamespaceKind::User).then_some(Mappings {
                 uid: &wanted.uid_mappings,
                 gid: &wanted.gid_mappings,
@@ -214,10 +218,10 @@ impl Container {
         wanted: Process,
         below: &str,
     ) -> Result<Rc<process::Process>, ContainerError> {
-        let init = launch::inheritable(self.init.pidfd())?;
+        let streams = Streams::of(&wanted);
+        let init = streams.above(self.init.pidfd())?;
         let number = init.as_raw_fd();
         let inherited = [init];
-        let stdio = stdio_of(&wanted);
         let birthplaces = [(NamespaceKind::Pid, self.init.pidfd())];
         let launch = |cgroup: BorrowedFd<'_>| {
             launch::launch(&Plan {
@@ -226,7 +230,7 @@ impl Container {
                 cgroup,
                 birthplaces: &birthplaces,
                 time_offsets: None,
-                stdio,
+                streams: &streams,
                 inherited: &inherited,
                 mappings: None,
             })
@@ -273,7 +277,7 @@ impl Container {
 fn make_for_user_namespace(
     environment: &Environment,
     wanted: &CreateContainer,
-    inherited: &mut Inherited,
+    inherited: &mut Inherited<'_>,
 ) -> Result<Made, ContainerError> {
     let mut made = Made::default();
     let share = &environment.share;
@@ -302,9 +306,9 @@ async fn guide(
     let Launched {
         child,
         channel,
-        pipes,
+        ends,
     } = launched;
-    let process = Rc::new(process::Process::new(child, pipes));
+    let process = Rc::new(process::Process::new(child, ends));
     host.reaper.watch(&process);
     let guided = async {
         if let Some(value) = oom_score_adj {
@@ -340,13 +344,6 @@ async fn abandon(process: &process::Process, error: ContainerError) -> Container
     let _ = process.signal(libc::SIGKILL);
     process.wait().await;
     error
-}
-
-fn stdio_of(process: &Process) -> [Stdio; 3] {
-    match process.terminal {
-        Some(_) => [Stdio::Null; 3],
-        None => process.stdio,
-    }
 }
 
 /// The id outside that is root inside.

@@ -12,7 +12,7 @@ mod setup;
 mod terminal;
 
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use lazaret_protocol::agent::{Failure, FailureKind};
@@ -25,7 +25,7 @@ use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use crate::attributes::{self, AttributeError};
 use crate::capabilities::CapabilityError;
 use crate::errno::{Os, chain};
-use crate::instructions::{CHANNEL, Instructions, Report, Rules, START};
+use crate::instructions::{Instructions, Report, Rules, START};
 use crate::mounts::MountError;
 use crate::namespaces::NamespaceError;
 use crate::rootfs::PathError;
@@ -98,11 +98,14 @@ impl InitError {
 /// Exit code of a child whose failure was reported.
 const EXIT_FAILURE: i32 = 1;
 
-/// Runs the child. Does not return: it becomes the container's program, or ends.
-pub fn main() -> ! {
-    // SAFETY: the agent placed this end of the socket pair under this number for us to own; no
-    // other code has run that could have taken it.
-    let channel = unsafe { sys::inherited_fd(CHANNEL) };
+/// Runs the child, whose end of the socket pair is descriptor `channel`. Does not return: it
+/// becomes the container's program, or ends.
+///
+/// # Safety
+/// The descriptor is open, and nothing else in this process owns it.
+pub unsafe fn main(channel: RawFd) -> ! {
+    // SAFETY: the caller's obligation.
+    let channel = unsafe { sys::inherited_fd(channel) };
     let mut channel = UnixStream::from(channel);
     if let Err(error) = run(&mut channel) {
         let failure = Failure {
@@ -146,7 +149,8 @@ fn run(channel: &mut UnixStream) -> Result<(), InitError> {
         Ok(1) if byte[0] == START => {}
         _ => return Ok(()),
     }
-    sys::close_on_exec_from(CHANNEL as u32)
+    // What is below is the program's.
+    sys::close_on_exec_from(channel.as_raw_fd().cast_unsigned())
         .map_err(InitError::step("close descriptors on exec"))?;
     sys::ignore_broken_pipes(false);
     SigSet::empty()

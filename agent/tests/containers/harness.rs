@@ -393,7 +393,8 @@ pub(crate) fn process(args: &[&str]) -> Process {
         env: vec!["PATH=/usr/bin:/bin".to_owned()],
         cwd: "/".to_owned(),
         terminal: None,
-        stdio: [Stdio::Null, Stdio::Pipe, Stdio::Pipe],
+        stdio: [Stdio::Null, Stdio::Output, Stdio::Output],
+        preserved: Vec::new(),
         user: User::default(),
         capabilities: Capabilities {
             bounding: DEFAULT_CAPABILITIES,

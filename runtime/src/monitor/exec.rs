@@ -4,7 +4,7 @@
 use std::{
     io::PipeWriter,
     os::{
-        fd::{AsFd as _, AsRawFd},
+        fd::{AsFd as _, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
 };
@@ -39,6 +39,8 @@ pub(crate) struct ExecJob<'a> {
     pub(crate) place: Place<'a>,
     /// Socket that wants the pty.
     pub(crate) console: Option<UnixStream>,
+    /// Descriptors of the caller that the process gets beside its standard streams.
+    pub(crate) preserved: Vec<OwnedFd>,
 }
 
 /// Where in a container a further process goes.
@@ -57,11 +59,12 @@ pub(crate) struct Place<'a> {
 pub(crate) fn exec(job: ExecJob<'_>) -> Result<i32, MonitorError> {
     let mut keep = vec![job.dir.as_fd().as_raw_fd()];
     keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend(job.preserved.iter().map(AsRawFd::as_raw_fd));
     fork(&keep, false, None, |report, _| monitor_exec(job, report))
 }
 
-fn monitor_exec(job: ExecJob<'_>, report: PipeWriter) -> u8 {
-    let session = match start_exec(&job) {
+fn monitor_exec(mut job: ExecJob<'_>, report: PipeWriter) -> u8 {
+    let session = match start_exec(&mut job) {
         Ok(session) => session,
         Err(error) => {
             report_failure(report, &error);
@@ -74,11 +77,15 @@ fn monitor_exec(job: ExecJob<'_>, report: PipeWriter) -> u8 {
     exit_code_of_exec(session.run(), job.dir)
 }
 
-fn start_exec(job: &ExecJob<'_>) -> Result<Session, MonitorError> {
+fn start_exec(job: &mut ExecJob<'_>) -> Result<Session, MonitorError> {
     let terminal = job.spec.terminal;
-    let streams = match (&job.console, terminal) {
-        (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
-        _ => HostStreams::Inherited,
+    let pty = match (&job.console, terminal) {
+        (Some(console), Some(size)) => Some(terminal::send_pty(console, size)?),
+        _ => None,
+    };
+    let streams = HostStreams {
+        pty,
+        preserved: std::mem::take(&mut job.preserved),
     };
     let session = exec_session(job.dir, &job.process, &job.spec, job.place, streams)?;
     release_input_and_output()?;

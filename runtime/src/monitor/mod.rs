@@ -8,7 +8,7 @@
 use std::{
     io::{self, PipeWriter},
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::PathBuf,
@@ -144,6 +144,8 @@ pub(crate) struct ContainerJob<'a> {
     pub(crate) sandbox: Option<Sandbox>,
     /// Socket that wants the pty.
     pub(crate) console: Option<UnixStream>,
+    /// Descriptors of the caller that the process gets beside its standard streams.
+    pub(crate) preserved: Vec<OwnedFd>,
     /// Whether the process is released at once.
     pub(crate) start: bool,
     /// Whether the caller stays, with all signals blocked, and wants those that come meanwhile to
@@ -159,6 +161,7 @@ pub(crate) fn create(mut job: ContainerJob<'_>) -> Result<i32, MonitorError> {
     let dir = job.dir;
     let mut keep = vec![dir.as_fd().as_raw_fd()];
     keep.extend(job.console.as_ref().map(AsRawFd::as_raw_fd));
+    keep.extend(job.preserved.iter().map(AsRawFd::as_raw_fd));
     let foreground = job.foreground;
     let sandbox = job.sandbox.clone();
     // It stays here: the monitor closes what it inherits, and must not own it.
@@ -275,9 +278,13 @@ fn create_container(
     log::monitor_phase("files shared");
     let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;
-    let streams = match (&job.console, terminal) {
-        (Some(console), Some(size)) => HostStreams::Pty(terminal::send_pty(console, size)?),
-        _ => HostStreams::Inherited,
+    let pty = match (&job.console, terminal) {
+        (Some(console), Some(size)) => Some(terminal::send_pty(console, size)?),
+        _ => None,
+    };
+    let streams = HostStreams {
+        pty,
+        preserved: std::mem::take(&mut job.preserved),
     };
     job.plan.container.seccomp = seccomp;
     if let Machine::Own(vm) = &mut vm {

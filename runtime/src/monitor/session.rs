@@ -1,4 +1,4 @@
-//! A session: one process in the guest and its standard streams, from attaching to them until the
+//! A session: one process in the guest and its streams, from attaching to them until the
 //! process has ended and all it wrote has arrived. Called by the monitor for a container's process,
 //! by a detached exec's monitor, and by a foreground exec in the command line's own process.
 
@@ -51,16 +51,21 @@ fn host_error(action: &'static str) -> impl FnOnce(io::Error) -> SessionError {
     move |source| SessionError::Host { action, source }
 }
 
+/// After the process has ended, how long a reader of a descriptor beside the standard streams may
+/// take nothing before it is given up. Under runc the rest would lie in the kernel's pipe.
+const READER_PATIENCE: Duration = Duration::from_secs(5);
+
 /// Where the host's side of the streams is.
-pub(crate) enum HostStreams {
-    /// Our own standard streams, also when the process has a terminal.
-    Inherited,
-    /// A pty's slave, our controlling terminal.
-    Pty(OwnedFd),
+pub(crate) struct HostStreams {
+    /// A pty's slave, our controlling terminal, if the process's is not the caller's.
+    pub(crate) pty: Option<OwnedFd>,
+    /// What follows the standard streams, in the order of the process's.
+    pub(crate) preserved: Vec<OwnedFd>,
 }
 
 /// One stream, attached on both sides.
 struct Attached {
+    stream: StdStream,
     host_in: Option<HostEnd>,
     host_out: Option<HostEnd>,
     guest: std::os::unix::net::UnixStream,
@@ -94,12 +99,13 @@ impl Session {
                 process: process.clone(),
                 stream,
             };
-            calls.push((agent.begin(&request)?, host_in, host_out));
+            calls.push((agent.begin(&request)?, stream, host_in, host_out));
         }
         let mut streams = Vec::with_capacity(calls.len());
-        for (call, host_in, host_out) in calls {
+        for (call, stream, host_in, host_out) in calls {
             let guest = call.finish_stream()?;
             streams.push(Attached {
+                stream,
                 host_in,
                 host_out,
                 guest,
@@ -108,10 +114,10 @@ impl Session {
         let wait = agent.begin(&Request::Wait {
             process: process.clone(),
         })?;
-        let terminal = match host {
-            HostStreams::Pty(slave) => Some(slave),
-            HostStreams::Inherited if spec.terminal.is_some() => terminal::of_caller(),
-            HostStreams::Inherited => None,
+        let terminal = match host.pty {
+            Some(slave) => Some(slave),
+            None if spec.terminal.is_some() => terminal::of_caller(),
+            None => None,
         };
         Ok(Self {
             agent,
@@ -147,17 +153,18 @@ impl Session {
         let signals = sys::watch(signals, Interest::READABLE)
             .map_err(|(_, error)| host_error("receive signals")(error))?;
 
-        let progress = Progress::default();
-        let has_terminal = streams
-            .iter()
-            .any(|stream| stream.host_in.is_some() && stream.host_out.is_some());
+        let (standard, preserved) = (Progress::default(), Progress::default());
+        let progress = |stream| match stream {
+            StdStream::Descriptor(_) => &preserved,
+            _ => &standard,
+        };
         let (inputs, outputs) = split(streams)?;
         let mut outputs = pin!(all(outputs
             .into_iter()
-            .map(|(guest, host)| stdio::to_host(guest, host, &progress))));
-        let mut inputs = pin!(all(inputs
-            .into_iter()
-            .map(|(host, guest)| stdio::to_guest(host, guest, has_terminal))));
+            .map(|(stream, guest, host)| stdio::to_host(guest, host, progress(stream)))));
+        let mut inputs = pin!(all(inputs.into_iter().map(|(stream, host, guest)| {
+            stdio::to_guest(host, guest, stream == StdStream::Terminal)
+        })));
         let mut ended = pin!(wait.finish_async());
         let mut forwarding = pin!(forward(&agent, &process, &signals, terminal.as_ref()));
         let (mut inputs_done, mut outputs_done) = (false, false);
@@ -172,13 +179,17 @@ impl Session {
         let Answer::Exited(status) = answer else {
             return Err(AgentError::Unexpected.into());
         };
+        let moved = || (standard.moved(), preserved.moved());
+        let mut silence = Duration::ZERO;
         while !outputs_done {
-            let before = progress.chunks();
+            let before = moved();
             tokio::select! {
                 () = &mut outputs => outputs_done = true,
                 () = &mut forwarding => {}
                 () = tokio::time::sleep(SILENCE) => {
-                    outputs_done = progress.chunks() == before && !progress.is_writing();
+                    silence = if moved() == before { silence + SILENCE } else { Duration::ZERO };
+                    let patience = if preserved.is_writing() { READER_PATIENCE } else { SILENCE };
+                    outputs_done = silence >= patience && !standard.is_writing();
                 }
             }
         }
@@ -191,32 +202,39 @@ type Ends = (StdStream, Option<HostEnd>, Option<HostEnd>);
 /// The host's ends for the streams that `spec` has.
 fn host_ends(spec: &Process, host: &HostStreams) -> io::Result<Vec<Ends>> {
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+    let mut ends = Vec::with_capacity(3 + host.preserved.len());
+    let mut standard = spec.stdio;
     if spec.terminal.is_some() {
-        let (input, output) = match host {
-            HostStreams::Pty(slave) => (slave.as_fd(), slave.as_fd()),
-            HostStreams::Inherited => (stdin.as_fd(), stdout.as_fd()),
+        let (input, output) = match &host.pty {
+            Some(slave) => (slave.as_fd(), slave.as_fd()),
+            None => (stdin.as_fd(), stdout.as_fd()),
         };
-        let ends = (HostEnd::reading(input)?, HostEnd::writing(output)?);
-        return Ok(vec![(StdStream::Terminal, Some(ends.0), Some(ends.1))]);
+        let (input, output) = (HostEnd::reading(input)?, HostEnd::writing(output)?);
+        ends.push((StdStream::Terminal, Some(input), Some(output)));
+        standard = [Stdio::Null; 3];
     }
-    let mut ends = Vec::with_capacity(3);
-    if spec.stdio[0] == Stdio::Pipe {
-        let end = HostEnd::reading(stdin.as_fd())?;
-        ends.push((StdStream::Stdin, Some(end), None));
-    }
-    if spec.stdio[1] == Stdio::Pipe {
-        let end = HostEnd::writing(stdout.as_fd())?;
-        ends.push((StdStream::Stdout, None, Some(end)));
-    }
-    if spec.stdio[2] == Stdio::Pipe {
-        let end = HostEnd::writing(stderr.as_fd())?;
-        ends.push((StdStream::Stderr, None, Some(end)));
+    let fds = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let fds = fds
+        .into_iter()
+        .chain(host.preserved.iter().map(AsFd::as_fd));
+    let kinds = standard.iter().chain(&spec.preserved);
+    for (number, (kind, fd)) in (0..).zip(kinds.zip(fds)) {
+        let (host_in, host_out) = match kind {
+            Stdio::Null => continue,
+            Stdio::Input => (Some(HostEnd::reading(fd)?), None),
+            Stdio::Output => (None, Some(HostEnd::writing(fd)?)),
+            Stdio::Both => {
+                let (reading, writing) = HostEnd::both(fd)?;
+                (Some(reading), Some(writing))
+            }
+        };
+        ends.push((StdStream::of(number), host_in, host_out));
     }
     Ok(ends)
 }
 
-type Inputs = Vec<(HostEnd, tokio::net::unix::OwnedWriteHalf)>;
-type Outputs = Vec<(tokio::net::unix::OwnedReadHalf, HostEnd)>;
+type Inputs = Vec<(StdStream, HostEnd, tokio::net::unix::OwnedWriteHalf)>;
+type Outputs = Vec<(StdStream, tokio::net::unix::OwnedReadHalf, HostEnd)>;
 
 fn split(streams: Vec<Attached>) -> Result<(Inputs, Outputs), SessionError> {
     let (mut inputs, mut outputs) = (Inputs::new(), Outputs::new());
@@ -229,11 +247,11 @@ fn split(streams: Vec<Attached>) -> Result<(Inputs, Outputs), SessionError> {
         let guest = UnixStream::from_std(guest).map_err(host_error("take over a stream"))?;
         let (read, write) = guest.into_split();
         match stream.host_out {
-            Some(host) => outputs.push((read, host)),
+            Some(host) => outputs.push((stream.stream, read, host)),
             None => drop(read),
         }
         match stream.host_in {
-            Some(host) => inputs.push((host, write)),
+            Some(host) => inputs.push((stream.stream, host, write)),
             // Without this, dropping the half would end the stream for the guest's reader, which
             // an output stream does not have.
             None => write.forget(),

@@ -79,6 +79,7 @@ fn warnings(fields: &[(&str, Value)]) -> Option<Vec<String>> {
     let circumstances = Circumstances {
         id: "features",
         stdio: [Stdio::Null; 3],
+        preserved: &[],
         terminal_size: TerminalSize::default(),
         host_memory_mib: 1024,
         host_cpus: 1,

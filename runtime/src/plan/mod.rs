@@ -62,6 +62,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) id: &'a str,
     /// Which of standard input, output and error are worth carrying.
     pub(crate) stdio: [Stdio; 3],
+    /// What the descriptors that follow them are.
+    pub(crate) preserved: &'a [Stdio],
     /// Size of the caller's terminal, if it has one.
     pub(crate) terminal_size: TerminalSize,
     /// Memory of this machine, in MiB.

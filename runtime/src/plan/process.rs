@@ -50,6 +50,7 @@ pub(crate) fn process(
         cwd,
         terminal: terminal.then(|| terminal_size(spec, circumstances.terminal_size)),
         stdio: circumstances.stdio,
+        preserved: circumstances.preserved.to_vec(),
         user: user(spec.user(), field)?,
         capabilities: capability_sets(spec),
         rlimits: rlimits(spec, field, circumstances.caller)?,

@@ -29,7 +29,8 @@ static CALLER: Caller = Caller {
 fn circumstances() -> Circumstances<'static> {
     Circumstances {
         id: "box",
-        stdio: [Stdio::Null, Stdio::Pipe, Stdio::Pipe],
+        stdio: [Stdio::Null, Stdio::Output, Stdio::Output],
+        preserved: &[],
         terminal_size: TerminalSize {
             rows: 24,
             columns: 80,

@@ -1,11 +1,11 @@
 //! `exec`: a further process in a running container. In the foreground its session runs in this
 //! very process; detached, a monitor is forked for it.
 
-use std::path::Path;
+use std::{os::fd::OwnedFd, path::Path};
 
 use lazaret_protocol::{
     agent::ProcessRef,
-    container::{Process, User},
+    container::{Process, Stdio, User},
 };
 
 use super::{
@@ -17,7 +17,8 @@ use crate::{
     cli::{Exec, Global},
     log,
     monitor::{self, ExecJob, Place, session::HostStreams},
-    plan, signals,
+    plan::{self, Circumstances},
+    signals,
     state::{StateDir, Status},
     terminal::{self, RawMode},
 };
@@ -26,7 +27,7 @@ use crate::{
 /// [`VerbError`].
 pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
     // Before this process opens anything under such a number.
-    preserve_fds::check(options.preserve_fds)?;
+    let preserved = preserve_fds::take(options.preserve_fds)?;
     let dir = open(global, &options.container_id)?;
     check(&dir, options)?;
     let place = Place {
@@ -34,7 +35,7 @@ pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
         ignore_paused: options.ignore_paused,
     };
     log::phase("state read");
-    let spec = process(&dir, options)?;
+    let spec = process(&dir, options, &preserved.kinds)?;
     log::phase("plan made");
     launch::check_terminal(
         options.detach,
@@ -50,9 +51,9 @@ pub(super) fn run(global: &Global, options: &Exec) -> Result<u8, VerbError> {
         exec: Some(new_id()),
     };
     if options.detach {
-        detached(&dir, process, spec, place, options, told)
+        detached(&dir, process, spec, place, options, preserved.fds, told)
     } else {
-        foreground(&dir, &process, &spec, place, told)
+        foreground(&dir, &process, &spec, place, preserved.fds, told)
     }
 }
 
@@ -110,6 +111,7 @@ fn detached(
     spec: Process,
     place: Place<'_>,
     options: &Exec,
+    preserved: Vec<OwnedFd>,
     told: Told<'_>,
 ) -> Result<u8, VerbError> {
     let console = options
@@ -123,6 +125,7 @@ fn detached(
         spec,
         place,
         console,
+        preserved,
     })?;
     told.tell(pid)?;
     Ok(0)
@@ -133,6 +136,7 @@ fn foreground(
     process: &ProcessRef,
     spec: &Process,
     place: Place<'_>,
+    preserved: Vec<OwnedFd>,
     told: Told<'_>,
 ) -> Result<u8, VerbError> {
     signals::block();
@@ -141,7 +145,11 @@ fn foreground(
         .and_then(|_| terminal::of_caller())
         .map(RawMode::enter)
         .transpose()?;
-    let session = monitor::exec_session(dir, process, spec, place, HostStreams::Inherited)?;
+    let streams = HostStreams {
+        pty: None,
+        preserved,
+    };
+    let session = monitor::exec_session(dir, process, spec, place, streams)?;
     told.tell(rustix::process::getpid().as_raw_nonzero().get())?;
     let result = session.run();
     log::phase("process has ended");
@@ -150,9 +158,12 @@ fn foreground(
 }
 
 /// The process to run: that of `--process`, or the container's own with the options applied.
-fn process(dir: &StateDir, options: &Exec) -> Result<Process, VerbError> {
+fn process(dir: &StateDir, options: &Exec, preserved: &[Stdio]) -> Result<Process, VerbError> {
     let caller = Caller::observe();
-    let circumstances = launch::circumstances(dir.id().as_str(), &caller);
+    let circumstances = Circumstances {
+        preserved,
+        ..launch::circumstances(dir.id().as_str(), &caller)
+    };
     let mut warnings = Vec::new();
     let process = if let Some(file) = &options.process {
         let (spec, passed_over) = bundle::load_process(file)?;

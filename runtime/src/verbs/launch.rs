@@ -1,6 +1,9 @@
 //! What `create` and `run` have in common: from the command line to a container that exists.
 
-use std::{os::unix::net::UnixStream, path::Path};
+use std::{
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::Path,
+};
 
 use oci_spec::runtime::{LinuxResources, Spec};
 
@@ -31,6 +34,7 @@ pub(super) struct Prepared {
     record: Record,
     sandbox: Option<Sandbox>,
     console: Option<UnixStream>,
+    preserved: Vec<OwnedFd>,
     pidfd_socket: Option<PidfdSocket>,
 }
 
@@ -70,7 +74,7 @@ pub(super) fn prepare(
                 .to_owned(),
         ));
     }
-    preserve_fds::check(options.preserve_fds)?;
+    let preserved = preserve_fds::take(options.preserve_fds)?;
     preserve_fds::check_activation(
         |name| std::env::var(name).ok(),
         rustix::process::getpid().as_raw_nonzero().get(),
@@ -84,6 +88,7 @@ pub(super) fn prepare(
     let (sandbox, joins) = Sandbox::find(&bundle.spec, &store(global))?;
     let circumstances = Circumstances {
         joins: &joins,
+        preserved: &preserved.kinds,
         ..with_cgroups(circumstances(id.as_str(), &caller), global.systemd_cgroup)?
     };
     let mut plan = plan::plan(&bundle, &config, circumstances)?;
@@ -104,6 +109,7 @@ pub(super) fn prepare(
         record,
         sandbox,
         console,
+        preserved: preserved.fds,
         pidfd_socket,
     })
 }
@@ -214,6 +220,7 @@ impl Prepared {
             record: self.record,
             sandbox: self.sandbox,
             console: self.console,
+            preserved: self.preserved,
             start: how != Launch::Created,
             foreground: how == Launch::InForeground,
         });
@@ -255,6 +262,7 @@ pub(super) fn circumstances<'a>(id: &'a str, caller: &'a Caller) -> Circumstance
     Circumstances {
         id,
         stdio: stdio::kinds(),
+        preserved: &[],
         terminal_size: terminal::of_caller()
             .map(|terminal| terminal::size(std::os::fd::AsFd::as_fd(&terminal)))
             .unwrap_or_default(),

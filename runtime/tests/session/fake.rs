@@ -461,6 +461,7 @@ impl Agent {
             StdStream::Stdout => ours.remove("stdout").unwrap(),
             StdStream::Stderr => ours.remove("stderr").unwrap(),
             StdStream::Terminal => ours["terminal"].try_clone().unwrap(),
+            StdStream::Descriptor(number) => panic!("no process here has a descriptor {number}"),
         }
     }
 }
@@ -503,7 +504,9 @@ fn relay(stream: StdStream, end: OwnedFd, connection: UnixStream) {
     let mut connection = connection;
     match stream {
         StdStream::Stdin => drop(io::copy(&mut connection, &mut end)),
-        StdStream::Stdout | StdStream::Stderr => drop(io::copy(&mut end, &mut connection)),
+        StdStream::Stdout | StdStream::Stderr | StdStream::Descriptor(_) => {
+            drop(io::copy(&mut end, &mut connection));
+        }
         StdStream::Terminal => {
             let (mut input, mut keyboard) =
                 (connection.try_clone().unwrap(), end.try_clone().unwrap());

@@ -77,20 +77,36 @@ fn a_descriptor_that_cannot_come_along_is_named() {
         assert_eq!(output.status.code(), Some(1));
         crate::harness::message(&String::from_utf8(output.stderr).unwrap())
     };
-    for (redirection, what) in [
-        ("3</", "a directory"),
-        ("3</dev/null", "a character device"),
-        ("3</etc/passwd", "a file"),
-        ("3< <(true)", "a pipe"),
+    let kernels = "it belongs to this host's kernel";
+    let two_ways = "only what is opened either for reading or for writing is a stream of bytes";
+    let taken = "what one of them reads, the other does not";
+    for (redirections, number, what, why) in [
+        ("3</", 3, "a directory", kernels),
+        ("3</dev/zero", 3, "a character device", kernels),
+        ("3</dev/null 4</dev/full", 4, "a character device", kernels),
+        ("3</etc/passwd 4</", 4, "a directory", kernels),
+        (
+            "3<>config.json",
+            3,
+            "a file opened for reading and writing",
+            two_ways,
+        ),
+        ("3< <(true) 4<&3", 4, "a duplicate of descriptor 3", taken),
+        ("</etc/passwd 3<&0", 3, "a duplicate of descriptor 0", taken),
+        ("3>&1 4</", 4, "a directory", kernels),
     ] {
         assert_eq!(
-            call(redirection),
+            call(redirections),
             format!(
-                "--preserve-fds: descriptor 3, {what}, cannot be passed into a VM: it belongs to \
-                 this host's kernel"
+                "--preserve-fds: descriptor {number}, {what}, cannot be passed into a VM: {why}"
             )
         );
     }
+    let namespace = call("3</proc/self/ns/net");
+    assert!(
+        namespace.starts_with("--preserve-fds: descriptor 3, net:["),
+        "{namespace}"
+    );
     assert_eq!(
         call("3<&-"),
         "unable to stat preserved-fd 0 (of 2): stat /proc/self/fd/3: no such file or directory"

@@ -32,6 +32,7 @@ pub(crate) struct Invocation {
     positional: Vec<String>,
     environment: Vec<(String, String)>,
     streams: [Option<Stdio>; 3],
+    redirections: Option<String>,
     timeout: Duration,
 }
 
@@ -51,6 +52,7 @@ impl Invocation {
             positional: positional.iter().map(|&word| word.to_owned()).collect(),
             environment: Vec::new(),
             streams: [None, None, None],
+            redirections: None,
             timeout: TIMEOUT,
         }
     }
@@ -93,6 +95,12 @@ impl Invocation {
         self
     }
 
+    /// Has a shell redirect its descriptors, with what the calls above set to begin with.
+    pub(crate) fn redirected(mut self, redirections: &str) -> Self {
+        self.redirections = Some(redirections.to_owned());
+        self
+    }
+
     /// Sets the deadline.
     pub(crate) fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
@@ -109,11 +117,20 @@ impl Invocation {
             positional,
             environment,
             streams,
+            redirections,
             timeout,
         } = self;
         let [stdin, stdout, stderr] = streams;
         let captured = [memory_file()?, memory_file()?];
-        let mut command = Command::new(&program);
+        let mut command = match redirections {
+            None => Command::new(&program),
+            Some(redirections) => {
+                let mut shell = Command::new("/bin/sh");
+                let script = format!("exec \"$0\" \"$@\" {redirections}");
+                shell.args(["-c", &script]).arg(&program);
+                shell
+            }
+        };
         command
             .args(&global)
             .arg(&verb)

@@ -20,6 +20,7 @@ mod linux;
 mod mount_flags;
 mod mount_options;
 mod mounts;
+mod preserved;
 mod process;
 mod pty;
 mod rootfs;
@@ -43,6 +44,7 @@ const TOPICS: &[&Topic] = &[
     &hooks::TOPIC,
     &signals::TOPIC,
     &stdio::TOPIC,
+    &preserved::TOPIC,
     &pty::TOPIC,
     &lifecycle::TOPIC,
     &exec::TOPIC,
