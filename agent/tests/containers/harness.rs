@@ -84,6 +84,8 @@ impl Agent {
         for name in ["share", "staging"] {
             fs::create_dir(directory.path().join(name)).unwrap();
         }
+        // Here, for containers that are made side by side cannot execute what one of them writes.
+        fs::copy("/bin/busybox", directory.path().join("share/busybox")).unwrap();
         let process = Command::new("env")
             // Whoever runs the tests may ignore signals; PID 1 starts with the defaults. The test
             // runner's other threads must not take SIGCHLD from the agent's.
@@ -262,11 +264,7 @@ impl Agent {
         for name in ["bin", "dev", "etc", "home/user", "proc", "sys", "tmp"] {
             fs::create_dir_all(root.join(name)).unwrap();
         }
-        let busybox = self.share().join("busybox");
-        if !busybox.exists() {
-            fs::copy("/bin/busybox", &busybox).unwrap();
-        }
-        fs::hard_link(&busybox, root.join("bin/busybox")).unwrap();
+        fs::hard_link(self.share().join("busybox"), root.join("bin/busybox")).unwrap();
         for applet in APPLETS.split_whitespace() {
             symlink("busybox", root.join("bin").join(applet)).unwrap();
         }
