@@ -8,7 +8,7 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -57,22 +57,24 @@ async fn carry_input(connection: &Connection, process: &Process, pipe: OwnedFd) 
     };
     tokio::select! {
         ended = pump => ended,
-        ended = reader_gone(&pipe) => ended,
+        () = reader_gone(pipe.as_fd()) => Ok(()),
         _ = process.wait() => Ok(()),
     }
 }
 
 /// Returns when nobody has the other end of a pipe to read from any more: whoever feeds it shall
 /// know, even if he does so later.
-async fn reader_gone(pipe: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    loop {
-        let mut guard = pipe.ready(Interest::WRITABLE).await?;
-        if guard.ready().is_write_closed() {
-            return Ok(());
-        }
-        // The pump looks at the pipe itself before it waits for it.
-        guard.clear_ready();
+async fn reader_gone(pipe: BorrowedFd<'_>) {
+    // A registration of its own, which asks for nothing that comes before: the pump waits for its
+    // sides one after the other, and must find the readiness of the second as it was.
+    let watched = || sys::watch(pipe.try_clone_to_owned()?, Interest::PRIORITY);
+    if let Ok(pipe) = watched()
+        && pipe.ready(Interest::WRITABLE).await.is_ok()
+    {
+        return;
     }
+    // It is noticed with the next byte.
+    std::future::pending().await
 }
 
 /// From a pipe to the host, until the pipe ends, the process's last bytes are out, or the host
