@@ -163,6 +163,10 @@ pub(super) fn check_activation(
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
+    use rustix::{event::EventfdFlags, fs::Mode, net::AddressFamily, pty::OpenptFlags};
+
     use super::*;
 
     fn activation(variables: &[(&str, &str)], pid: i32) -> Result<(), String> {
@@ -171,6 +175,52 @@ mod tests {
             found.map(|&(_, value)| value.to_owned())
         };
         check_activation(variable, pid).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn what_is_a_stream_is_carried_and_the_rest_named() {
+        use std::{
+            fs::File,
+            net::{TcpListener, UdpSocket},
+            os::unix::net::UnixStream,
+        };
+
+        let kind = |fd: &dyn AsFd| kind(fd.as_fd()).map_err(|(what, _)| what);
+        let refused = |what: &str| Err(what.to_owned());
+        let (reader, writer) = std::io::pipe().unwrap();
+        let (one, _other) = UnixStream::pair().unwrap();
+        let file = File::open("/etc/passwd").unwrap();
+        let null = File::open("/dev/null").unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let messages = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let stream = (AddressFamily::UNIX, SocketType::STREAM);
+        let unconnected = rustix::net::socket(stream.0, stream.1, None).unwrap();
+        let terminal = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).unwrap();
+        let events = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).unwrap();
+        let path = rustix::fs::open("/etc", OFlags::PATH, Mode::empty()).unwrap();
+        for (fd, expected) in [
+            (&reader as &dyn AsFd, Ok(Stdio::Input)),
+            (&writer, Ok(Stdio::Output)),
+            (&one, Ok(Stdio::Both)),
+            (&file, Ok(Stdio::Input)),
+            (&null, Ok(Stdio::Null)),
+            (&listener, refused("a listening socket")),
+            (&messages, refused("a socket for messages")),
+            (&unconnected, refused("a socket that is not connected")),
+            (&terminal, refused("a terminal")),
+            (&events, refused("anon_inode:[eventfd]")),
+            (&path, refused("a path (O_PATH)")),
+        ] {
+            assert_eq!(kind(fd), expected);
+        }
+    }
+
+    #[test]
+    fn more_than_can_be_carried_are_refused() {
+        assert_eq!(
+            take(65).unwrap_err().to_string(),
+            "--preserve-fds: at most 64 descriptors can be passed into a VM, not 65"
+        );
     }
 
     #[test]
