@@ -84,7 +84,15 @@ struct Node {
     index: usize,
 }
 
+/// The file system's root.
+const ROOT: Node = Node { pid: 0, index: 0 };
+
 impl Node {
+    /// The directory of a process.
+    fn process(pid: u32) -> Self {
+        Self { pid, index: 0 }
+    }
+
     fn of(inode: u64) -> io::Result<Self> {
         let number = inode.wrapping_sub(1);
         let pid = u32::try_from(number >> 8).map_err(|_| Errno::NOENT)?;
@@ -172,8 +180,8 @@ impl ContainerProc {
 
     fn pids(&self) -> io::Result<Vec<u32>> {
         let text = self.ask(String::new())?;
-        let mut pids: Vec<u32> = text.lines().filter_map(|line| line.parse().ok()).collect();
-        pids.retain(|pid| *pid > 0);
+        let pids = text.lines().filter_map(|line| line.parse().ok());
+        let mut pids: Vec<u32> = pids.filter(|pid| *pid > 0).collect();
         pids.sort_unstable();
         Ok(pids)
     }
@@ -183,11 +191,10 @@ impl ContainerProc {
         if let Some((_, node)) = children.find(|(known, _)| *known == name) {
             return Ok(node);
         }
-        let pid = name.parse().unwrap_or(0);
-        let node = Node { pid, index: 0 };
-        let is_process = parent == Node::of(1)? && pid > 0 && pid.to_string() == name;
+        let pid: u32 = name.parse().unwrap_or(0);
+        let is_process = parent == ROOT && pid > 0 && pid.to_string() == name;
         if is_process && self.ask(format!("{pid}/comm")).is_ok() {
-            Ok(node)
+            Ok(Node::process(pid))
         } else {
             Err(Errno::NOENT.into())
         }
@@ -199,9 +206,9 @@ impl ContainerProc {
         let mut listed: Vec<_> = children
             .map(|(name, node)| (name.to_owned(), node))
             .collect();
-        if directory == Node::of(1)? {
+        if directory == ROOT {
             let processes = self.pids()?.into_iter();
-            listed.extend(processes.map(|pid| (pid.to_string(), Node { pid, index: 0 })));
+            listed.extend(processes.map(|pid| (pid.to_string(), Node::process(pid))));
         }
         Ok(listed)
     }
@@ -232,7 +239,12 @@ impl FileSystem for ContainerProc {
     }
 
     fn readlink(&self, _: &Context, inode: u64) -> io::Result<Vec<u8>> {
-        Ok(self.ask(Node::of(inode)?.path())?.into_bytes())
+        let target = self.ask(Node::of(inode)?.path())?;
+        // Whoever follows it must not be led anywhere by the guest.
+        if target.contains('/') {
+            return Err(Errno::IO.into());
+        }
+        Ok(target.into_bytes())
     }
 
     fn open(

@@ -473,6 +473,7 @@ fn proc_file(path: &str) -> Option<String> {
         "" => "70000\n1\n0\nx\n".to_owned(),
         "uptime" => "1.00 1.00\n".to_owned(),
         "1/ns/pid" => "pid:[1]".to_owned(),
+        "1/ns/mnt" => "/etc/passwd".to_owned(),
         "1/status" => "x".repeat(100_000),
         _ => match path.split_once('/') {
             Some((pid @ ("1" | "70000"), "comm" | "cmdline")) => format!("program-{pid}\n"),

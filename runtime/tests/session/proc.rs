@@ -44,6 +44,8 @@ fn it_is_what_the_guest_says() {
         assert_eq!(fs::read_dir("/proc/1/ns").unwrap().count(), 6);
         let namespace = fs::read_link("/proc/1/ns/pid").unwrap();
         assert_eq!(namespace.to_str(), Some("pid:[1]"));
+        let elsewhere = fs::read_link("/proc/1/ns/mnt").unwrap_err();
+        assert_eq!(elsewhere.raw_os_error(), Some(libc::EIO));
         for nothing in ["2", "01", "0", "nope", "1/nope", "1/ns/nope", "70000/stat"] {
             let error = fs::read(format!("/proc/{nothing}")).unwrap_err();
             assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{nothing}");
