@@ -23,8 +23,8 @@ pub struct DeviceNodeError {
     source: Os,
 }
 
-/// Makes the container's nodes in `directory`, each an unattached mount. There is none for a pipe, which the
-/// container makes itself. They can be removed once they are mounted.
+/// Makes the container's nodes in `directory`, each an unattached mount. There is none for a pipe,
+/// which the container makes itself. They can be removed once they are mounted.
 ///
 /// # Errors
 /// [`DeviceNodeError`], which names the device.

@@ -24,7 +24,6 @@ use crate::{
     agent::Agent,
     log,
     state::{StateDir, StateError, Status},
-    terminal,
 };
 
 /// A process to run beside a container's own.
@@ -78,15 +77,8 @@ fn monitor_exec(mut job: ExecJob<'_>, report: PipeWriter) -> u8 {
 }
 
 fn start_exec(job: &mut ExecJob<'_>) -> Result<Session, MonitorError> {
-    let terminal = job.spec.terminal;
-    let pty = match (&job.console, terminal) {
-        (Some(console), Some(size)) => Some(terminal::send_pty(console, size)?),
-        _ => None,
-    };
-    let streams = HostStreams {
-        pty,
-        preserved: std::mem::take(&mut job.preserved),
-    };
+    let preserved = std::mem::take(&mut job.preserved);
+    let streams = HostStreams::detached(job.console.as_ref(), job.spec.terminal, preserved)?;
     let session = exec_session(job.dir, &job.process, &job.spec, job.place, streams)?;
     release_input_and_output()?;
     release_standard_error()?;

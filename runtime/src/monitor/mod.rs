@@ -278,14 +278,8 @@ fn create_container(
     log::monitor_phase("files shared");
     let seccomp = plan.seccomp.as_ref().map(seccomp::compile).transpose()?;
     let terminal = plan.container.process.terminal;
-    let pty = match (&job.console, terminal) {
-        (Some(console), Some(size)) => Some(terminal::send_pty(console, size)?),
-        _ => None,
-    };
-    let streams = HostStreams {
-        pty,
-        preserved: std::mem::take(&mut job.preserved),
-    };
+    let preserved = std::mem::take(&mut job.preserved);
+    let streams = HostStreams::detached(job.console.as_ref(), terminal, preserved)?;
     job.plan.container.seccomp = seccomp;
     if let Machine::Own(vm) = &mut vm {
         vm.wait_ready(since, job.config.boot_timeout_ms, report.as_fd())?;

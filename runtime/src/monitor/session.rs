@@ -11,7 +11,7 @@ use std::{
 };
 
 use lazaret_protocol::{
-    agent::{Answer, ExitStatus, ProcessRef, Request, StdStream},
+    agent::{Answer, ExitStatus, ProcessRef, Request, StdStream, TerminalSize},
     container::{Process, Stdio},
 };
 use tokio::{
@@ -22,7 +22,8 @@ use tokio::{
 use super::stdio::{self, HostEnd, Progress};
 use crate::{
     agent::{Agent, AgentError, Call},
-    signals, sys, terminal,
+    signals, sys,
+    terminal::{self, TerminalError},
 };
 
 /// After the process has ended, how long its streams may be silent before they are given up: a
@@ -61,6 +62,25 @@ pub(crate) struct HostStreams {
     pub(crate) pty: Option<OwnedFd>,
     /// What follows the standard streams, in the order of the process's.
     pub(crate) preserved: Vec<OwnedFd>,
+}
+
+impl HostStreams {
+    /// Those of a process that a monitor is left with: if it has a terminal and somebody waits for
+    /// a pty at `console`, one is made and sent there.
+    ///
+    /// # Errors
+    /// As [`terminal::send_pty`].
+    pub(super) fn detached(
+        console: Option<&std::os::unix::net::UnixStream>,
+        terminal: Option<TerminalSize>,
+        preserved: Vec<OwnedFd>,
+    ) -> Result<Self, TerminalError> {
+        let pty = console
+            .zip(terminal)
+            .map(|(console, size)| terminal::send_pty(console, size))
+            .transpose()?;
+        Ok(Self { pty, preserved })
+    }
 }
 
 /// One stream, attached on both sides.

@@ -1,5 +1,5 @@
-//! The host's ends of a process's streams, and the copying between them and the guest's. Called by the
-//! session; knows file descriptors, not what runs behind them.
+//! The host's ends of a process's streams, and the copying between them and the guest's. Called by
+//! the session; knows file descriptors, not what runs behind them.
 //!
 //! An inherited descriptor shares its flags with whoever passed it on, a shell for example, so
 //! `O_NONBLOCK` must not be set on it. Pipes and terminals are opened anew by way of `/proc`, which

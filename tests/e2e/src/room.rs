@@ -3,9 +3,9 @@
 //!
 //! A process of this program, the holder (`lazaret-e2e room`), makes the room in a mount namespace
 //! of its own, with the userland as its real root (`pivot_root`, as runtimes want to do the same
-//! again), and waits. Programs come in through `lazaret-e2e enter` or `log-in`. When the holder has gone and
-//! nobody is left inside, all of it is gone. Used by the cases about engines and about systemd, which
-//! then is process 1 of the room (`room/systemd.rs`).
+//! again), and waits. Programs come in through `lazaret-e2e enter` or `log-in`. When the holder has
+//! gone and nobody is left inside, all of it is gone. Used by the cases about engines and about
+//! systemd, which then is process 1 of the room (`room/systemd.rs`).
 
 use std::{
     fs,
