@@ -31,6 +31,11 @@ impl Kind {
         }
     }
 
+    /// Whether it is there to prove the cases.
+    pub(crate) fn is_reference(self) -> bool {
+        self != Self::Lazaret
+    }
+
     /// Finds the program: beside the suite's own binary for `lazaret` (a checkout), else on `PATH`.
     pub(crate) fn program(self) -> Result<PathBuf> {
         let beside = std::env::current_exe()?.with_file_name(self.name());
