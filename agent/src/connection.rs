@@ -1,5 +1,5 @@
 //! One connection of the runtime, or the channel to a container's init: a stream socket that the
-//! agent's single thread waits on. Whether it is vsock or a Unix socket makes no difference here.
+//! agent's main thread waits on. Whether it is vsock or a Unix socket makes no difference here.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -35,9 +35,14 @@ impl Connection {
         })
     }
 
-    /// The socket itself, for `splice(2)`.
+    /// The socket itself.
     pub fn socket(&self) -> &AsyncFd<OwnedFd> {
         &self.socket
+    }
+
+    /// The socket, which the runtime does not wait on any more.
+    pub fn into_socket(self) -> OwnedFd {
+        self.socket.into_inner()
     }
 
     /// Receives up to `buffer.len()` bytes; 0 is the peer's half-close.

@@ -2,8 +2,9 @@
 //! namespaces, mounts and control groups, and answers the runtime over vsock.
 //!
 //! Two programs live in this one binary. The agent proper ([`guest`], [`server`], [`container`],
-//! [`process`], …) serves calls on one thread. The set-up of a container or of a further process
-//! in it ([`init`]) runs in a child that executes this binary anew and is single-threaded too.
+//! [`process`], …) serves calls on one thread; only what a container can keep waiting is done on others
+//! ([`mod@thread`]). The set-up of a container or of a further process in it ([`init`]) runs in a child
+//! that executes this binary anew and has one thread.
 //!
 //! The agent must not know OCI's `config.json`, images, or anything of the host.
 
@@ -26,6 +27,7 @@ pub mod launch;
 pub mod loopback;
 pub mod mounts;
 pub mod namespaces;
+pub mod pipe;
 pub mod proc_files;
 pub mod process;
 pub mod process_list;
@@ -35,3 +37,4 @@ pub mod seccomp;
 pub mod server;
 pub mod stdio;
 pub mod sys;
+pub mod thread;

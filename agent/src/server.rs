@@ -27,7 +27,7 @@ use crate::cpus::{self, CpuError};
 use crate::guest::Share;
 use crate::process::{End, Process};
 use crate::reaper::Reaper;
-use crate::{proc_files, process_list, stdio, sys};
+use crate::{proc_files, process_list, stdio, sys, thread};
 
 /// Where the kernel has the guest's CPUs.
 const CPUS: &str = "/sys/devices/system/cpu";
@@ -156,7 +156,7 @@ impl Agent {
             return;
         }
         if let Next::Stream(process, end) = next {
-            stdio::carry(&connection, &process, end).await;
+            stdio::carry(connection, &process, end).await;
         }
     }
 
@@ -191,12 +191,8 @@ impl Agent {
                 all,
             } => self.signal(&process, signal, all),
             Request::Resize { process, size } => self.resize(&process, size),
-            Request::ListProcesses { container, after } => {
-                let pids = self.container(&container)?.cgroup().processes();
-                let pids = pids.map_err(ContainerError::from)?;
-                Ok(Answer::Processes(process_list::describe(&pids, after)))
-            }
-            Request::ReadProc { container, path } => self.read_proc(&container, &path),
+            Request::ListProcesses { container, after } => self.list(&container, after).await,
+            Request::ReadProc { container, path } => self.read_proc(&container, path).await,
             Request::ReadCgroup { container, files } => {
                 let contents = self.container(&container)?.cgroup().read(&files);
                 Ok(Answer::Files(contents.map_err(ContainerError::from)?))
@@ -239,11 +235,27 @@ impl Agent {
         found.ok_or_else(|| not_found(format!("container {id:?} does not exist")))
     }
 
-    fn read_proc(&self, container: &str, path: &str) -> Reply {
-        let container = self.container(container)?;
-        let first = container.init();
+    async fn list(&self, container: &str, after: u32) -> Reply {
+        let pids = self.container(container)?.cgroup().processes();
+        let pids = pids.map_err(ContainerError::from)?;
+        // A command line lies in the process's memory, which may be a file of a FUSE server of its own.
+        let described = thread::run("ps", move || process_list::describe(&pids, after)).await;
+        Ok(Answer::Processes(
+            described.map_err(|error| system(&error))?,
+        ))
+    }
+
+    async fn read_proc(&self, container: &str, path: String) -> Reply {
+        let first = Rc::clone(self.container(container)?.init());
         let content = match first.status() {
-            None => proc_files::read(first.pid(), path).map_err(|error| system(&error))?,
+            None => {
+                let pid = first.pid();
+                // What the container has mounted may be a FUSE server of its own.
+                thread::run("proc", move || proc_files::read(pid, &path))
+                    .await
+                    .flatten()
+                    .map_err(|error| system(&error))?
+            }
             // Its pid may be another process's.
             Some(_) => None,
         };

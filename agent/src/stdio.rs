@@ -1,28 +1,23 @@
 //! Carries the streams of a process over connections of the runtime. Called by
 //! [`crate::server`], which has sent the reply; from then on the connection is raw bytes.
 //!
-//! Nothing is buffered here. Pipes are moved with `splice(2)`; what the host does not take stays
-//! in the pipe, and a full pipe stops the process. When the process has ended, what is in its
-//! pipe at that moment is still delivered, even if others hold the pipe open.
+//! Nothing piles up here: what the host does not take stays in the process's pipe, socket or pty,
+//! and once that is full it stops the process. When the process has ended, what is in there at that
+//! moment is still delivered, even if others hold it open. Pipes are carried by [`crate::pipe`].
 #![forbid(unsafe_code)]
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::{Errno, ioctl_fionread};
-use rustix::pipe::{SpliceFlags, splice};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 use crate::connection::Connection;
+use crate::pipe::{Direction, Pipe};
 use crate::process::{End, Process};
-use crate::sys;
-
-/// Most bytes moved by one `splice(2)`: the capacity of a pipe.
-const SPLICE_BYTES: usize = 64 * 1024;
 
 /// Buffer for each direction of a socket, from which the kernel splices only into pipes.
 const SOCKET_BYTES: usize = 16 * 1024;
@@ -31,81 +26,28 @@ const SOCKET_BYTES: usize = 16 * 1024;
 const TERMINAL_BYTES: usize = 4096;
 
 /// Carries a stream until it ends or the host hangs up.
-pub async fn carry(connection: &Connection, process: &Process, end: End) {
+pub async fn carry(connection: Connection, process: &Process, end: End) {
     // A failure of a stream is its end: there is nobody left to tell about it.
     let _ = match end {
-        End::Input(pipe) => carry_input(connection, process, pipe).await,
-        End::Output(pipe) => carry_output(connection, process, pipe).await,
-        End::Both(socket) => carry_both(connection, process, socket).await,
-        End::Terminal(master) => carry_terminal(connection, process, master).await,
+        End::Input(pipe) => carry_pipe(connection, process, pipe, Direction::Input).await,
+        End::Output(pipe) => carry_pipe(connection, process, pipe, Direction::Output).await,
+        End::Both(socket) => carry_both(&connection, process, socket).await,
+        End::Terminal(master) => carry_terminal(&connection, process, master).await,
     };
 }
 
-/// From the host into a pipe, until either side ends.
-async fn carry_input(connection: &Connection, process: &Process, pipe: OwnedFd) -> io::Result<()> {
-    let pipe = sys::watch(pipe, Interest::WRITABLE)?;
-    let pump = async {
-        loop {
-            match splice_once(connection.socket(), &pipe, SPLICE_BYTES) {
-                Ok(0) => return Ok(()),
-                Ok(_) => tokio::task::yield_now().await,
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => wait_for_both(connection.socket(), &pipe).await?,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
+async fn carry_pipe(
+    connection: Connection,
+    process: &Process,
+    end: OwnedFd,
+    direction: Direction,
+) -> io::Result<()> {
+    let pipe = Pipe {
+        end,
+        pidfd: process.pidfd().try_clone_to_owned()?,
+        socket: connection.into_socket(),
     };
-    tokio::select! {
-        ended = pump => ended,
-        () = reader_gone(pipe.as_fd()) => Ok(()),
-        _ = process.wait() => Ok(()),
-    }
-}
-
-/// Returns when nobody has the other end of a pipe to read from any more: whoever feeds it shall
-/// know, even if he does so later.
-async fn reader_gone(pipe: BorrowedFd<'_>) {
-    // A registration of its own, which asks for nothing that comes before: the pump waits for its
-    // sides one after the other, and must find the readiness of the second as it was.
-    let watched = || sys::watch(pipe.try_clone_to_owned()?, Interest::PRIORITY);
-    if let Ok(pipe) = watched()
-        && pipe.ready(Interest::WRITABLE).await.is_ok()
-    {
-        return;
-    }
-    // It is noticed with the next byte.
-    std::future::pending().await
-}
-
-/// From a pipe to the host, until the pipe ends, the process's last bytes are out, or the host
-/// has closed.
-async fn carry_output(connection: &Connection, process: &Process, pipe: OwnedFd) -> io::Result<()> {
-    let pipe = sys::watch(pipe, Interest::READABLE)?;
-    let left = Left::default();
-    let pump = async {
-        while let Some(most) = left.at_most(SPLICE_BYTES) {
-            match splice_once(&pipe, connection.socket(), most) {
-                Ok(0) => break,
-                Ok(bytes) => {
-                    left.delivered(bytes);
-                    tokio::task::yield_now().await;
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => wait_for_both(&pipe, connection.socket()).await?,
-                Err(errno) => return Err(errno.into()),
-            }
-        }
-        connection.shutdown_write();
-        Ok(())
-    };
-    tokio::select! {
-        ended = pump => ended,
-        () = left.count_at_end(process, &pipe) => {
-            connection.shutdown_write();
-            Ok(())
-        }
-        () = connection.closed() => Ok(()),
-    }
+    pipe.carry(direction).await
 }
 
 /// Bytes of a process that are still to be delivered, once it has ended.
@@ -177,38 +119,6 @@ async fn pass(from: &Connection, to: &Connection, left: &Left) -> io::Result<()>
         tokio::task::yield_now().await;
     }
     to.shutdown_write();
-    Ok(())
-}
-
-fn splice_once(
-    from: &AsyncFd<OwnedFd>,
-    to: &AsyncFd<OwnedFd>,
-    most: usize,
-) -> Result<usize, Errno> {
-    let flags = SpliceFlags::NONBLOCK | SpliceFlags::MOVE;
-    splice(from.get_ref(), None, to.get_ref(), None, most, flags)
-}
-
-/// After `EAGAIN` of a splice, which does not say whose: waits for the side that was not ready.
-async fn wait_for_both(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>) -> io::Result<()> {
-    let mut sides = [
-        PollFd::new(from.get_ref(), PollFlags::IN),
-        PollFd::new(to.get_ref(), PollFlags::OUT),
-    ];
-    poll(&mut sides, Some(&Timespec::default()))?;
-    let [readable, writable] = sides.map(|side| !side.revents().is_empty());
-    // Edges that come after the poll are kept by the kernel until the runtime looks, so clearing
-    // what poll found not ready loses none.
-    if !readable {
-        from.ready(Interest::READABLE).await?.clear_ready();
-    }
-    if !writable {
-        to.ready(Interest::WRITABLE).await?.clear_ready();
-    }
-    if readable && writable {
-        // It became so between the two calls.
-        tokio::task::yield_now().await;
-    }
     Ok(())
 }
 

@@ -54,9 +54,9 @@ pub struct ProcessRef {
 pub enum StdStream {
     /// Host to guest; the host's half-close closes the process's standard input.
     Stdin,
-    /// Guest to host.
+    /// Guest to host; the host hangs up by ending its own direction, in which it sends nothing.
     Stdout,
-    /// Guest to host.
+    /// As [`StdStream::Stdout`].
     Stderr,
     /// Both directions of the process's pty.
     Terminal,

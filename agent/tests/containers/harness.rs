@@ -17,8 +17,8 @@ use lazaret_protocol::agent::{
     Answer, ExitStatus, Failure, ProcessEntry, ProcessRef, Reply, Request, StdStream, TerminalSize,
 };
 use lazaret_protocol::container::{
-    Capabilities, Cgroup, CpuAffinity, CreateContainer, IdMapping, Mount, MountSource, Namespace,
-    NamespaceKind, Process, Root, Stdio, User,
+    Capabilities, Cgroup, CpuAffinity, CreateContainer, DeviceKind, DeviceNode, IdMapping, Mount,
+    MountSource, Namespace, NamespaceKind, Process, Root, Stdio, User,
 };
 use lazaret_protocol::frame;
 use lazaret_protocol::hook::StartHooks;
@@ -190,6 +190,15 @@ impl Agent {
         }
     }
 
+    pub(crate) fn kill(&self, process: &ProcessRef) {
+        let kill = Request::Signal {
+            process: process.clone(),
+            signal: libc::SIGKILL,
+            all: false,
+        };
+        assert_eq!(self.call(&kill), Ok(Answer::Done));
+    }
+
     pub(crate) fn exec(&self, process: &ProcessRef, spec: &Process) -> Result<u32, Failure> {
         let request = Request::Exec {
             process: process.clone(),
@@ -307,7 +316,7 @@ impl Agent {
         prlimit(pid, Resource::Nofile, limit).unwrap();
     }
 
-    /// Commands of all processes in the agent's pid namespace but the agent's.
+    /// Pids of the agent's children, as this process sees them.
     pub(crate) fn processes(&self) -> Vec<String> {
         let tasks = fs::read_dir(format!("/proc/{}/task", self.pid())).unwrap();
         tasks
@@ -417,6 +426,30 @@ pub(crate) const SIZE: TerminalSize = TerminalSize {
 
 /// Docker's.
 pub(crate) const DEFAULT_CAPABILITIES: u64 = 0xa804_25fb;
+
+/// Those of a privileged container: up to `CAP_CHECKPOINT_RESTORE`.
+pub(crate) fn all_capabilities() -> Capabilities {
+    const ALL: u64 = 0x1ff_ffff_ffff;
+    Capabilities {
+        bounding: ALL,
+        effective: ALL,
+        permitted: ALL,
+        inheritable: 0,
+        ambient: 0,
+    }
+}
+
+pub(crate) fn fuse() -> DeviceNode {
+    DeviceNode {
+        path: "/dev/fuse".to_owned(),
+        kind: DeviceKind::Character,
+        major: 10,
+        minor: 229,
+        mode: 0o600,
+        uid: 3,
+        gid: 4,
+    }
+}
 
 /// A container with the namespaces and mounts that engines ask for.
 pub(crate) fn container(id: &str, process: Process) -> CreateContainer {

@@ -5,7 +5,7 @@ use std::fs;
 use lazaret_protocol::agent::{FailureKind, StdStream};
 use lazaret_protocol::container::{DeviceKind, DeviceRule, Namespace, NamespaceKind};
 
-use crate::harness::{Agent, container, exec, in_user_namespace, init, shell};
+use crate::harness::{Agent, all_capabilities, container, exec, in_user_namespace, init, shell};
 
 fn links(kinds: &str) -> String {
     format!("for n in {kinds}; do readlink /proc/self/ns/$n; done")
@@ -90,14 +90,7 @@ fn a_user_namespace_maps_ids() {
                   stat -c '%t:%T' /dev/null; hostname; stat -c %u:%g /dev/mqueue; touch /tmp/made; \
                   mount -t tmpfs none /tmp && echo mounted";
     let mut wanted = container("c", shell(script));
-    let all = 0x1ff_feff_ffff;
-    wanted.process.capabilities = lazaret_protocol::container::Capabilities {
-        bounding: all,
-        effective: all,
-        permitted: all,
-        inheritable: 0,
-        ambient: 0,
-    };
+    wanted.process.capabilities = all_capabilities();
     in_user_namespace(&mut wanted);
     wanted.masked_paths.push("/proc/keys".to_owned());
     let rootfs = agent.rootfs("c");

@@ -2,12 +2,13 @@
 //! memory.
 
 use std::fs;
+use std::io::Read;
 
-use lazaret_protocol::agent::{Answer, ExitStatus, FailureKind, Reply, Request};
+use lazaret_protocol::agent::{Answer, ExitStatus, FailureKind, Reply, Request, StdStream};
 use lazaret_protocol::container::Stdio;
 use lazaret_protocol::frame;
 
-use crate::harness::{Agent, container, exec, init, process, shell};
+use crate::harness::{Agent, all_capabilities, container, exec, fuse, init, process, shell};
 
 /// An agent with a running container `c`.
 fn running() -> Agent {
@@ -77,15 +78,41 @@ fn the_containers_proc_is_read() {
         path: "1/root/etc/passwd".to_owned(),
     });
     assert_eq!(failure.kind, FailureKind::System);
-    agent
-        .call(&Request::Signal {
-            process: init("c"),
-            signal: libc::SIGKILL,
-            all: false,
-        })
-        .unwrap();
+    agent.kill(&init("c"));
     agent.wait(&init("c"));
     assert_eq!(read_proc(&agent, "1/cmdline"), None);
+    agent.remove("c");
+}
+
+/// Its `/proc` is a file system of its own, which it does not serve.
+#[test]
+fn a_container_that_keeps_its_proc_waiting_keeps_nobody_else() {
+    if fs::File::open("/dev/fuse").is_err() {
+        eprintln!("skipped: this machine has no FUSE");
+        return;
+    }
+    let agent = Agent::start();
+    let script = "exec 3<>/dev/fuse && \
+                  mount -t fuse -o fd=3,rootmode=40000,user_id=0,group_id=0 none /proc && \
+                  echo mounted && exec sleep 1000";
+    let mut wanted = container("c", shell(script));
+    wanted.devices.push(fuse());
+    wanted.process.capabilities = all_capabilities();
+    agent.create(&wanted).unwrap();
+    let mut output = agent.stream(&init("c"), StdStream::Stdout).unwrap();
+    agent.start_container("c").unwrap();
+    let mut said = [0; "mounted\n".len()];
+    output.read_exact(&mut said).unwrap();
+
+    let mut waiting = agent.connect();
+    let path = "1/comm".to_owned();
+    let container = "c".to_owned();
+    frame::write(&mut waiting, &Request::ReadProc { container, path }).unwrap();
+    assert_eq!(agent.list("c", 0).len(), 1);
+    agent.kill(&init("c"));
+    assert_eq!(agent.wait(&init("c")), ExitStatus::Signaled(9));
+    let reply: Reply = frame::read(&mut waiting).unwrap();
+    assert_eq!(reply.unwrap_err().kind, FailureKind::System);
     agent.remove("c");
 }
 
@@ -234,12 +261,7 @@ fn the_end_of_a_container_ends_the_watch() {
         agent.remove("c");
         return;
     }
-    let kill = Request::Signal {
-        process: init("c"),
-        signal: 9,
-        all: false,
-    };
-    assert_eq!(agent.call(&kill), Ok(Answer::Done));
+    agent.kill(&init("c"));
     let reply: Reply = frame::read(&mut connection).unwrap();
     assert_eq!(reply, Ok(Answer::Exited(ExitStatus::Signaled(9))));
     agent.remove("c");

@@ -4,14 +4,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt as _, chown};
 
 use lazaret_protocol::agent::{ExitStatus, StdStream};
-use lazaret_protocol::container::{
-    Capabilities, CreateContainer, DeviceKind, DeviceNode, Namespace, NamespaceKind, TimeOffset,
+use lazaret_protocol::container::{CreateContainer, Namespace, NamespaceKind, TimeOffset};
+
+use crate::harness::{
+    Agent, all_capabilities, container, exec, filesystem, fuse, in_user_namespace, shell,
 };
-
-use crate::harness::{Agent, container, exec, filesystem, in_user_namespace, shell};
-
-/// Every capability up to `CAP_CHECKPOINT_RESTORE`.
-const CAPABILITIES_ALL: u64 = 0x1ff_ffff_ffff;
 
 /// In the order of [`LINKS`].
 const KINDS: [NamespaceKind; 7] = [
@@ -57,13 +54,7 @@ fn first(agent: &Agent) {
 fn second(agent: &Agent, kinds: &[NamespaceKind], script: &str) -> CreateContainer {
     let mut wanted = mapped("b", script);
     give_root(agent, "b");
-    wanted.process.capabilities = Capabilities {
-        bounding: CAPABILITIES_ALL,
-        effective: CAPABILITIES_ALL,
-        permitted: CAPABILITIES_ALL,
-        inheritable: 0,
-        ambient: 0,
-    };
+    wanted.process.capabilities = all_capabilities();
     for namespace in &mut wanted.namespaces {
         if namespace.kind == NamespaceKind::User || kinds.contains(&namespace.kind) {
             namespace.of = Some("a".to_owned());
@@ -77,18 +68,6 @@ fn second(agent: &Agent, kinds: &[NamespaceKind], script: &str) -> CreateContain
         .mounts
         .push(filesystem("sysfs", "/sys", libc::MS_RDONLY, ""));
     wanted
-}
-
-fn fuse() -> DeviceNode {
-    DeviceNode {
-        path: "/dev/fuse".to_owned(),
-        kind: DeviceKind::Character,
-        major: 10,
-        minor: 229,
-        mode: 0o600,
-        uid: 3,
-        gid: 4,
-    }
 }
 
 fn namespaces_of(agent: &Agent, id: &str, name: &str) -> Vec<String> {

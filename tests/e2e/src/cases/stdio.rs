@@ -3,11 +3,12 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::unix::process::CommandExt as _,
+    os::unix::{net::UnixStream, process::CommandExt as _},
     process::{Command, Stdio},
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use rustix::pipe::{SpliceFlags, splice};
 
 use crate::{
     case::{Case, Probe, Test, Topic, case},
@@ -39,6 +40,7 @@ const CASES: &[Case] = &[
     case!(reader_goes_away),
     case!(output_after_the_end_of_input),
     case!(one_pipe_ends_with_both_streams),
+    case!(locked_pipe_holds_up_nothing),
 ];
 
 const PROBES: &[(&str, Probe)] = &[
@@ -48,6 +50,7 @@ const PROBES: &[(&str, Probe)] = &[
     ("say", say),
     ("flood", flood),
     ("let-go", let_go),
+    ("forward", forward),
 ];
 
 /// Length of a block of the test pattern, in bytes.
@@ -178,6 +181,25 @@ fn let_go(_: &[String]) -> Result<u8> {
     rustix::stdio::dup2_stderr(&null)?;
     let mut stay = Command::new(crate::bundle::PROBE);
     Err(stay.args(["probe", "hold"]).exec().into())
+}
+
+/// Has the kernel move standard input to a socket that takes nothing.
+fn forward(_: &[String]) -> Result<u8> {
+    let (_idle, mut socket) = UnixStream::pair()?;
+    socket.set_nonblocking(true)?;
+    while socket.write(&[0; 4096]).is_ok() {}
+    socket.set_nonblocking(false)?;
+    println!("full");
+    let flags = SpliceFlags::empty();
+    splice(
+        rustix::stdio::stdin(),
+        None,
+        &socket,
+        None,
+        BLOCK_BYTES,
+        flags,
+    )?;
+    Ok(0)
 }
 
 fn output_is_complete_and_memory_flat(test: &Test) -> Result<()> {
@@ -411,4 +433,30 @@ fn one_pipe_ends_with_both_streams(test: &Test) -> Result<()> {
     ensure!(all == "letting go\n", "wrote {all:?}");
     test.runtime.status_is(&bundle.id, "running")?;
     test.runtime.destroy(&bundle.id)
+}
+
+/// The kernel keeps a pipe locked while what is in it waits for a socket; whoever touches it waits.
+fn locked_pipe_holds_up_nothing(test: &Test) -> Result<()> {
+    let bundle = test.bundle("forward", &[])?;
+    let (input, mut writer) = std::io::pipe()?;
+    let (out, out_writer) = std::io::pipe()?;
+    let running = test
+        .runtime
+        .run(&bundle)?
+        .stdin(input)
+        .stdout(out_writer)
+        .spawn()?;
+    let _out = Dialogue::after("full\n", out)?;
+    writer.write_all(b"This locks it.")?;
+    let exec = || test.runtime.exec_probe(&bundle.id, "exit", &["3"]);
+    exec().output()?.code(3)?;
+    // The pipe may be the container's own.
+    let waiting = std::thread::spawn(move || writer.write_all(b"This waits."));
+    exec().output()?.code(3)?;
+    test.runtime.verb("ps", &[&bundle.id]).succeed()?;
+    test.runtime.kill(&bundle.id, "KILL").succeed()?;
+    running.wait()?.code(137)?;
+    // Whether there was somebody to read it is a matter of who owns the pipe.
+    ensure!(waiting.join().is_ok(), "the writer panicked");
+    Ok(())
 }
