@@ -29,6 +29,7 @@ const CASES: &[Case] = &[
     case!(guest_resets_itself).only(LAZARET, REASON),
     case!(vmm_is_killed).only(LAZARET, REASON),
     case!(vmm_is_killed_before_start).only(LAZARET, REASON),
+    case!(vmm_is_stopped).only(LAZARET, REASON),
     case!(monitor_is_killed).only(LAZARET, REASON),
     case!(monitor_and_vmm_are_killed).only(LAZARET, REASON),
     case!(run_is_killed).only(LAZARET, REASON),
@@ -133,6 +134,28 @@ fn vmm_is_killed_before_start(test: &Test) -> Result<()> {
     check(test, test.runtime.start(&bundle.id).output()?, &[])?;
     test.runtime.delete(&bundle.id).succeed()?;
     Ok(())
+}
+
+/// Neither the guest nor the VMM answers, nor does either end by itself.
+fn vmm_is_stopped(test: &Test) -> Result<()> {
+    let bundle = test.idle_bundle()?;
+    test.runtime.launch(&bundle)?;
+    let monitor = test.runtime.pid(&bundle.id)?.as_raw_nonzero();
+    let vmm = vmm()?;
+    kill_process(vmm, Signal::STOP)?;
+    let delete = test.runtime.delete_force(&bundle.id);
+    let told = delete.timeout(Duration::from_secs(120)).succeed()?.stderr;
+    for warning in [
+        "cannot kill the container: the guest agent did not answer within 30 s".to_owned(),
+        format!("the container's monitor, process {monitor}, does not end: killing it"),
+        format!(
+            "the container's VMM, process {}, does not end: killing it",
+            vmm.as_raw_nonzero()
+        ),
+    ] {
+        ensure!(told.contains(&warning), "no {warning:?} in {told:?}");
+    }
+    test.runtime.has_no(&bundle.id)
 }
 
 fn monitor_is_killed(test: &Test) -> Result<()> {

@@ -6,6 +6,7 @@ use nix::sys::signal::{SIGTERM, SigSet};
 use serde_json::json;
 
 use super::{
+    engines::docker::Daemon,
     sandbox::{join, lives},
     vm::{LAZARET, REASON},
 };
@@ -54,6 +55,11 @@ const CASES: &[Case] = &[
         .userland()
         .only(RUNC, "crun reads lists in another way"),
     case!(podman_asks_for_units)
+        .userland()
+        .not_on_legacy(UNTOLD)
+        .timeout_s(300)
+        .only(RUNC, "runc is proof enough, and engines take long"),
+    case!(docker_asks_for_units)
         .userland()
         .not_on_legacy(UNTOLD)
         .timeout_s(300)
@@ -396,37 +402,46 @@ fn bus_is_missing(test: &Test) -> Result<()> {
 /// Podman as it is on machines with systemd.
 fn podman_asks_for_units(test: &Test) -> Result<()> {
     let booted = Booted::new(test)?;
-    let podman = |words: &[&str]| booted.room.command(&[&["podman"], words].concat());
+    engine_asks_for_units(&booted, "podman", "machine.slice", "libpod")?;
+    booted.end()
+}
+
+fn docker_asks_for_units(test: &Test) -> Result<()> {
+    let booted = Booted::new(test)?;
+    let daemon = Daemon::start(&booted.room, test.runtime.kind, "systemd")?;
+    engine_asks_for_units(&booted, "docker", "system.slice", "docker")?;
+    daemon.end()?;
+    booted.end()
+}
+
+/// An engine has a container whose unit is in `slice` and whose name begins with `prefix`.
+fn engine_asks_for_units(booted: &Booted, program: &str, slice: &str, prefix: &str) -> Result<()> {
+    let engine = |words: &[&str]| booted.room.command(&[&[program], words].concat());
     let archive = format!("{ASSETS}/busybox.tar");
-    podman(&["load", "-q", "-i", &archive]).succeed()?;
+    engine(&["load", "-q", "-i", &archive]).succeed()?;
     let run = ["run", "--detach", "--name=box", "--network=none"];
     let limits = ["--memory=64m", "--cpu-shares=512", "busybox"];
     let sleep = ["sh", "-c", "trap 'exit 3' TERM; sleep 1000 & wait"];
-    let ran = podman(&[&run[..], &limits, &sleep].concat()).succeed()?;
+    let ran = engine(&[&run[..], &limits, &sleep].concat()).succeed()?;
     let shares = match has_cgroup_v1() {
         true => [("CPUShares", "512"), ("CPUShares", "1024")],
         false => [("CPUWeight", "20"), ("CPUWeight", "39")],
     };
-    let unit = format!("libpod-{}.scope", ran.stdout.trim_end());
+    let unit = format!("{prefix}-{}.scope", ran.stdout.trim_end());
     booted.shows(
         &unit,
-        &[
-            ("ActiveState", "active"),
-            ("Slice", "machine.slice"),
-            shares[0],
-        ],
+        &[("ActiveState", "active"), ("Slice", slice), shares[0]],
     )?;
-    let path = format!("/machine.slice/{unit}");
+    let path = format!("/{slice}/{unit}");
     let (_, file) = version().memory;
     let memory: u64 = booted.file(&path, file)?.parse()?;
     ensure!(memory >= 64 << 20, "{file} is {memory}");
-    podman(&["exec", "box", "true"]).succeed()?;
-    podman(&["update", "--cpu-shares=1024", "box"]).succeed()?;
+    engine(&["exec", "box", "true"]).succeed()?;
+    engine(&["update", "--cpu-shares=1024", "box"]).succeed()?;
     booted.shows(&unit, &shares[1..])?;
-    podman(&["stop", "--time=60", "box"]).succeed()?;
-    let ended = podman(&["wait", "box"]).succeed()?;
+    engine(&["stop", "--time=60", "box"]).succeed()?;
+    let ended = engine(&["wait", "box"]).succeed()?;
     ensure!(ended.stdout == "3\n", "it ended with {}", ended.stdout);
-    podman(&["rm", "box"]).succeed()?;
-    booted.has_no(&unit)?;
-    booted.end()
+    engine(&["rm", "box"]).succeed()?;
+    booted.has_no(&unit)
 }

@@ -9,20 +9,22 @@ use anyhow::{Context as _, Result};
 use rustix::process::Signal;
 
 use super::{Engine, NAME, SERVICE, has, topic};
-use crate::{case::Test, dialogue::Dialogue, invocation::Running, room::Room};
+use crate::{case::Test, dialogue::Dialogue, invocation::Running, room::Room, runtime::Kind};
 
 topic!("docker", with_docker);
 
 /// The daemon, and who reads what it says: it must be able to say it.
-struct Daemon {
+pub(in super::super) struct Daemon<'a> {
+    room: &'a Room,
     process: Running,
     log: JoinHandle<()>,
 }
 
-impl Daemon {
-    /// Starts it with the runtime under test, and waits until it takes calls.
-    fn start(test: &Test, room: &Room) -> Result<Self> {
-        let runtime = format!("--default-runtime={}", test.runtime.kind.name());
+impl<'a> Daemon<'a> {
+    /// Starts it with this runtime and driver of cgroups, and waits until it takes calls.
+    pub(in super::super) fn start(room: &'a Room, runtime: Kind, driver: &str) -> Result<Self> {
+        let runtime = format!("--default-runtime={}", runtime.name());
+        let driver = format!("--exec-opt=native.cgroupdriver={driver}");
         let (reader, writer) = std::io::pipe()?;
         let process = room
             .command(&[
@@ -31,7 +33,7 @@ impl Daemon {
                 "--ip6tables=false",
                 "--bridge=none",
                 "--storage-driver=overlay2",
-                "--exec-opt=native.cgroupdriver=cgroupfs",
+                &driver,
                 "--add-runtime=lazaret=/usr/bin/lazaret",
                 &runtime,
             ])
@@ -44,12 +46,13 @@ impl Daemon {
         });
         ready.context("the daemon ended")??;
         let log = std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        Ok(Self { process, log })
+        Ok(Self { room, process, log })
     }
 
     /// Has it end.
-    fn end(self) -> Result<()> {
-        self.process.signal(Signal::TERM)?;
+    pub(in super::super) fn end(self) -> Result<()> {
+        let kill = "kill $(cat /run/docker.pid)";
+        self.room.command(&["sh", "-c", kill]).succeed()?;
         self.process.wait()?.code(0)?;
         self.log.join().ok().context("reading the log panicked")
     }
@@ -58,14 +61,14 @@ impl Daemon {
 /// Makes a room with Docker for a case, and demands afterwards that nothing is left.
 fn with_docker(test: &Test, case: fn(&Engine<'_>) -> Result<()>) -> Result<()> {
     let room = Room::new(test)?;
-    let daemon = Daemon::start(test, &room)?;
-    let docker = Engine::new(test, room, "docker")?;
+    let kind = test.runtime.kind;
+    let daemon = Daemon::start(&room, kind, "cgroupfs")?;
+    let docker = Engine::new(test, &room, "docker")?;
     case(&docker)?;
     docker.has_no_containers()?;
     daemon.end()?;
-    let kind = test.runtime.kind;
     let root = format!("/run/docker/runtime-{}/moby", kind.name());
-    docker.room.is_clean(kind, &root)
+    room.is_clean(kind, &root)
 }
 
 /// What Podman has not, or not so: health checks that the daemon makes by itself, `top`.

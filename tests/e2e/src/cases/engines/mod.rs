@@ -65,13 +65,13 @@ const NAME: &str = "box";
 /// An engine in a room of its own, with the image `busybox`.
 struct Engine<'a> {
     test: &'a Test,
-    room: Room,
+    room: &'a Room,
     program: &'static str,
 }
 
 impl<'a> Engine<'a> {
     /// The engine with that command line, which must work in the room.
-    fn new(test: &'a Test, room: Room, program: &'static str) -> Result<Self> {
+    fn new(test: &'a Test, room: &'a Room, program: &'static str) -> Result<Self> {
         let engine = Self {
             test,
             room,

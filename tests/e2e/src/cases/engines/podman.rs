@@ -11,10 +11,11 @@ topic!("podman", with_podman);
 
 /// Makes a room with Podman for a case, and demands afterwards that nothing is left.
 fn with_podman(test: &Test, case: fn(&Engine<'_>) -> Result<()>) -> Result<()> {
-    let podman = Engine::new(test, Room::new(test)?, "podman")?;
+    let room = Room::new(test)?;
+    let podman = Engine::new(test, &room, "podman")?;
     case(&podman)?;
     podman.has_no_containers()?;
-    podman.room.is_clean(test.runtime.kind, &state_root(test))
+    room.is_clean(test.runtime.kind, &state_root(test))
 }
 
 /// Where a runtime keeps its state if nobody says where.
@@ -23,7 +24,7 @@ pub(super) fn state_root(test: &Test) -> String {
 }
 
 /// What Docker has not, or not so: user namespaces of each container's own, secrets, health checks
-/// on demand, `top` with the container's `ps`.
+/// on demand, `top` with the container's `ps`, descriptors.
 fn own_options(test: &Test) -> Result<()> {
     with_podman(test, |podman| {
         fs::write(podman.room.path("/tmp/secret"), "secret\n")?;
@@ -47,6 +48,7 @@ fn own_options(test: &Test) -> Result<()> {
         podman.exec(&["touch", "/ok"])?;
         podman.call(&["healthcheck", "run", NAME]).succeed()?;
         top(podman)?;
+        descriptors(podman)?;
         podman.remove()?;
         users_of_another(podman)
     })
@@ -65,6 +67,22 @@ fn users_of_another(podman: &Engine<'_>) -> Result<()> {
     let said = podman.script(&options.each_ref().map(String::as_str), &script)?;
     is(&said, &format!("{theirs}0\n0\n0\n"))?;
     podman.remove()
+}
+
+/// Descriptors beside the standard streams, of the first process and of a further one.
+fn descriptors(podman: &Engine<'_>) -> Result<()> {
+    let file = podman.test.directory.join("beside");
+    let redirection = format!("3>>{}", file.display());
+    let say = |word: &str| format!("echo {word} >&3");
+    podman
+        .run(&["--rm", "--preserve-fds=1"], &["sh", "-c", &say("first")])
+        .redirected(&redirection)
+        .succeed()?;
+    podman
+        .call(&["exec", "--preserve-fds=1", NAME, "sh", "-c", &say("second")])
+        .redirected(&redirection)
+        .succeed()?;
+    is(&fs::read_to_string(&file)?, "first\nsecond\n")
 }
 
 fn top(podman: &Engine<'_>) -> Result<()> {
